@@ -1,0 +1,95 @@
+"""What the three kinds of KVM file descriptor have in common: ioctls, errors, and being closed.
+
+KVM's interface is a tree of descriptors: /dev/kvm gives VMs, a VM gives vCPUs, and each kind takes its own ioctls
+(Documentation/virt/kvm/api.rst, section 1, "General description"). Leaves out which ioctls those are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pykvm._shim import ffi, lib
+from pykvm.errors import ClosedError, ConfigurationError, KvmError
+
+if TYPE_CHECKING:
+    from pykvm._shim import CData
+
+__all__ = ["Descriptor", "check_error"]
+
+
+def check_error(result: int, ioctl: str, arguments: str = "", explanation: str = "") -> int:
+    """Return ``result`` of a shim function. Raises: KvmError if it is a negative errno."""
+    if result < 0:
+        raise KvmError(ioctl, -result, arguments, explanation)
+    return result
+
+
+class Descriptor:
+    """An open KVM file descriptor: a context manager, closed once, whatever the order and however often asked."""
+
+    def __init__(self, fd: int, label: str) -> None:
+        self._fd = fd
+        self._closed = False
+        self.label = label
+
+    def fileno(self) -> int:
+        """Return the descriptor's number. Raises: ClosedError."""
+        self._check_open()
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Return whether ``close()`` has run."""
+        return self._closed
+
+    def close(self) -> None:
+        """Close the descriptor; does nothing the second time."""
+        if not self._closed:
+            self._closed = True
+            lib.pykvm_close(self._fd)
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"{self.label} was never closed: use it as a context manager", ResourceWarning, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self.label}, {'closed' if self._closed else f'fd {self._fd}'}>"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self.label} is closed: create a new one")
+
+    def _ioctl(self, name: str, argument: int = 0, arguments: str = "", explanation: str = "") -> int:
+        """Issue the ioctl ``name`` with an integer argument and return its value."""
+        self._check_open()
+        result = lib.pykvm_ioctl(self._fd, getattr(lib, name), argument)
+        return check_error(result, name, arguments, explanation)
+
+    def _ioctl_struct(self, name: str, pointer: CData, arguments: str = "", explanation: str = "") -> int:
+        """Issue the ioctl ``name`` with a pointer to a C structure, which the kernel reads or fills."""
+        self._check_open()
+        result = lib.pykvm_ioctl_pointer(self._fd, getattr(lib, name), pointer)
+        return check_error(result, name, arguments, explanation)
+
+    def enable_cap(self, cap: int, args: Sequence[int] = (), flags: int = 0) -> int:
+        """Switch an optional capability on: KVM_ENABLE_CAP, with up to four ``args``; returns the kernel's value.
+
+        It exists for VMs and vCPUs; ``cap`` is a ``Cap``, and what ``args`` mean is said in api.rst, sections 6 and 7.
+        """
+        if len(args) > 4:
+            raise ConfigurationError(f"KVM_ENABLE_CAP takes at most 4 arguments, not {len(args)}")
+        c = ffi.new("struct kvm_enable_cap *", {"cap": cap, "flags": flags, "args": list(args)})
+        return self._ioctl_struct("KVM_ENABLE_CAP", c, f"cap={cap!r}, args={list(args)}")

@@ -1,0 +1,430 @@
+"""``Vcpu``: the descriptor of one virtual processor: its registers, and KVM_RUN.
+
+A vCPU belongs to one thread at a time. ``kick()`` alone may be called from anywhere, to get it out of the guest. After an
+exit that the guest waits on (IN, an MMIO read, RDMSR, a hypercall) the answer goes in by ``complete()``; running on
+without one is an error, not a zero.
+
+See: Documentation/virt/kvm/api.rst, section 4, the ioctls of type "vcpu ioctl". Leaves out so far: the local
+APIC and guest debugging.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from pykvm._shim import ffi, lib
+from pykvm.errors import ConfigurationError, InUseError, KvmError, UnansweredReadError
+from pykvm.kvm.constants import ExitReason
+from pykvm.kvm.descriptor import Descriptor, check_error
+from pykvm.kvm.exits import Exit, Hypercall, Intr, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr, decode
+from pykvm.kvm.structs import (
+    CpuidEntry,
+    DebugRegs,
+    Fpu,
+    MpState,
+    MsrEntry,
+    Regs,
+    Sregs,
+    Translation,
+    VcpuEvents,
+    Xcr,
+    from_c,
+    to_c,
+)
+from pykvm.units import Gva
+
+if TYPE_CHECKING:
+    from pykvm._shim import CData
+    from pykvm.kvm.vm import Vm
+
+__all__ = ["Vcpu"]
+
+T = TypeVar("T")
+
+# After these exits the kernel has still to finish the instruction: it does so at the next KVM_RUN.
+_INCOMPLETE = (IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, Wrmsr, Hypercall)
+_READS = (IoIn, MmioRead, Rdmsr, Hypercall)
+
+
+class Vcpu(Descriptor):
+    """A virtual processor. Created by ``Vm.create_vcpu``."""
+
+    def __init__(self, vm: Vm, c: CData, id: int) -> None:
+        super().__init__(c.fd, f"vCPU {id}")
+        self.id = id
+        self._vm = vm  # a VM lives as long as its vCPUs, and its memory with it
+        self._c = c
+        self._run = c.run
+        # SAFETY: a view of the run_size bytes that the shim mapped; close() drops it before they are unmapped, and
+        # decode() copies what it returns.
+        self._page = memoryview(ffi.buffer(c.run, c.run_size))
+        self._mmio_data = ffi.offsetof("struct kvm_run", "mmio", "data")
+        self._running = False
+        self._ticking = False
+        self._incomplete = False
+        self._unanswered: ReadExit | None = None
+        self._refusable: Rdmsr | Wrmsr | None = None
+
+    # ---- running ----
+
+    def run(self) -> Exit:
+        """Run the guest until the next exit: KVM_RUN. Returns ``Intr`` when a signal, a tick or a kick came in between.
+
+        Raises: UnansweredReadError if the last exit still wants an answer; InUseError if another thread runs this
+        vCPU; KvmError.
+        """
+        if self._unanswered is not None:
+            raise UnansweredReadError(f"{self._unanswered} was not answered: call complete(exit, data) before run()")
+        return self._take_exit(self._enter(lib.pykvm_run))
+
+    def complete(self, exit: ReadExit, data: bytes) -> None:
+        """Answer ``exit``, the one ``run()`` returned last, with what the guest is to read.
+
+        ``data`` is little-endian: ``size * count`` bytes for IoIn, ``size`` for MmioRead, 8 for Rdmsr and Hypercall. It
+        reaches the guest at the next KVM_RUN.
+
+        Raises: UnansweredReadError if ``exit`` is not waiting for an answer, or ``data`` has the wrong length.
+        """
+        self._check_usable("answered")
+        if self._unanswered is None or exit != self._unanswered:
+            raise UnansweredReadError(
+                f"{exit} is not waiting for an answer: it is not the last exit, or has one already"
+            )
+        wanted = _answer_size(exit)
+        if len(data) != wanted:
+            raise UnansweredReadError(f"{exit} wants {wanted} bytes, not {len(data)}")
+        match exit:
+            case IoIn():
+                start = self._run.io.data_offset
+                self._page[start : start + wanted] = data
+            case MmioRead():
+                self._page[self._mmio_data : self._mmio_data + wanted] = data
+            case Rdmsr():
+                self._run.msr.data = int.from_bytes(data, "little")
+            case Hypercall():
+                self._run.hypercall.ret = int.from_bytes(data, "little")
+        self._unanswered = None
+
+    def refuse(self, exit: Rdmsr | Wrmsr) -> None:
+        """Refuse the MSR access that ``run()`` returned last: the guest takes #GP.
+
+        Raises: UnansweredReadError if ``exit`` is not the last exit.
+        """
+        self._check_usable("answered")
+        if self._refusable is None or exit != self._refusable:
+            raise UnansweredReadError(
+                f"{exit} is not waiting for an answer: it is not the last exit, or has one already"
+            )
+        self._run.msr.error = 1
+        self._unanswered = self._refusable = None
+
+    def complete_pending(self) -> Exit | None:
+        """Let the kernel finish the instruction of the last exit without running the guest any further.
+
+        RIP and the registers are stale at an IN or an MMIO read until this has returned None. It returns another exit
+        when the same instruction needs one (``rep insb`` in parts, an access across a border): handle it, call again.
+
+        Raises: UnansweredReadError if the last exit still wants an answer; KvmError.
+        """
+        if self._unanswered is not None:
+            raise UnansweredReadError(f"{self._unanswered} was not answered: call complete(exit, data) first")
+        self._check_open()
+        if not self._incomplete:
+            return None
+        result = self._enter(lib.pykvm_complete)
+        if result == -errno.EINTR:
+            self._incomplete = False
+            self._refusable = None
+            return None
+        return self._take_exit(result)
+
+    def kick(self) -> None:
+        """Make the ``run()`` under way, or else the next one, return ``Intr``. From any thread; no kick is lost."""
+        self._check_open()
+        check_error(lib.pykvm_kick(self._c), "tgkill", f"vcpu={self.id}")
+
+    def start_ticks(self, first: float, interval: float) -> None:
+        """Kick this vCPU ``first`` seconds from now and every ``interval`` seconds, while this thread runs it.
+
+        Raises: KvmError (EBUSY: this thread already has a vCPU with ticks).
+        """
+        self._check_usable("given ticks")
+        result = lib.pykvm_start_ticks(self._c, max(1, int(first * 1e9)), max(1, int(interval * 1e9)))
+        check_error(
+            result,
+            "timer_create",
+            f"vcpu={self.id}",
+            "this thread is running a vCPU already" if result == -errno.EBUSY else "",
+        )
+        self._ticking = True
+
+    def stop_ticks(self) -> None:
+        """End ``start_ticks``; does nothing if there are none."""
+        self._check_open()
+        self._ticking = False
+        check_error(lib.pykvm_stop_ticks(self._c), "timer_delete", f"vcpu={self.id}")
+
+    def check_idle(self, purpose: str = "used") -> None:
+        """Raise InUseError if a thread is inside ``run()``; ``purpose`` completes "cannot be ..."."""
+        if self._running:
+            raise InUseError(
+                f"{self.label} cannot be {purpose} while a thread is inside KVM_RUN: kick() it and wait for run() to return"
+            )
+
+    def close(self) -> None:
+        """Unmap ``struct kvm_run`` and close the descriptor; does nothing the second time.
+
+        Raises: InUseError if a thread is inside ``run()``.
+        """
+        if self._closed:
+            return
+        # Claim first, look second: run() does it the other way round, so that one of the two sees the other.
+        self._closed = True
+        if self._running:
+            self._closed = False
+            self.check_idle("closed")
+        self._page.release()
+        self._run = ffi.NULL
+        lib.pykvm_close_vcpu(self._c)
+
+    # ---- what struct kvm_run says and takes beside the exit ----
+
+    @property
+    def request_interrupt_window(self) -> bool:
+        """Whether to exit with IrqWindowOpen as soon as the guest can take an interrupt."""
+        self._check_open()
+        return bool(self._run.request_interrupt_window)
+
+    @request_interrupt_window.setter
+    def request_interrupt_window(self, wanted: bool) -> None:
+        self._check_open()
+        self._run.request_interrupt_window = int(wanted)
+
+    @property
+    def ready_for_interrupt_injection(self) -> bool:
+        """Whether KVM_INTERRUPT would be taken at once, as of the last exit."""
+        self._check_open()
+        return bool(self._run.ready_for_interrupt_injection)
+
+    @property
+    def if_flag(self) -> bool:
+        """RFLAGS.IF as of the last exit."""
+        self._check_open()
+        return bool(self._run.if_flag)
+
+    @property
+    def cr8(self) -> int:
+        """The task priority, CR8, as of the last exit."""
+        self._check_open()
+        return int(self._run.cr8)
+
+    @property
+    def apic_base(self) -> int:
+        """The MSR IA32_APIC_BASE, as of the last exit."""
+        self._check_open()
+        return int(self._run.apic_base)
+
+    # ---- state ----
+
+    def get_regs(self) -> Regs:
+        """Return KVM_GET_REGS. Stale after an IN or MMIO read until ``complete_pending()``."""
+        return self._get("KVM_GET_REGS", "struct kvm_regs *", Regs)
+
+    def set_regs(self, regs: Regs) -> None:
+        """KVM_SET_REGS."""
+        self._set("KVM_SET_REGS", "struct kvm_regs *", regs)
+
+    def get_sregs(self) -> Sregs:
+        """Return KVM_GET_SREGS."""
+        return self._get("KVM_GET_SREGS", "struct kvm_sregs *", Sregs)
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        """KVM_SET_SREGS. On EINVAL ``pykvm.x86.check`` says in words what is wrong with ``sregs``."""
+        self._set("KVM_SET_SREGS", "struct kvm_sregs *", sregs)
+
+    def get_fpu(self) -> Fpu:
+        """Return KVM_GET_FPU: x87 and SSE registers."""
+        return self._get("KVM_GET_FPU", "struct kvm_fpu *", Fpu)
+
+    def set_fpu(self, fpu: Fpu) -> None:
+        """KVM_SET_FPU."""
+        self._set("KVM_SET_FPU", "struct kvm_fpu *", fpu)
+
+    def get_xsave(self) -> bytes:
+        """Return KVM_GET_XSAVE: the 4096-byte XSAVE area (SDM volume 1, section 13.4)."""
+        xsave = ffi.new("struct kvm_xsave *")
+        self._ioctl_struct("KVM_GET_XSAVE", xsave)
+        return bytes(ffi.buffer(xsave))
+
+    def set_xsave(self, area: bytes) -> None:
+        """KVM_SET_XSAVE. Raises: ConfigurationError if ``area`` is not as long as ``get_xsave()`` returns."""
+        xsave = ffi.new("struct kvm_xsave *")
+        target = ffi.buffer(xsave)
+        if len(area) != len(target):
+            raise ConfigurationError(f"an XSAVE area has {len(target)} bytes, not {len(area)}")
+        target[:] = area
+        self._ioctl_struct("KVM_SET_XSAVE", xsave)
+
+    def get_xcrs(self) -> list[Xcr]:
+        """Return KVM_GET_XCRS: on today's processors XCR0 alone."""
+        xcrs = ffi.new("struct kvm_xcrs *")
+        self._ioctl_struct("KVM_GET_XCRS", xcrs)
+        return [from_c(Xcr, xcrs.xcrs[n]) for n in range(xcrs.nr_xcrs)]
+
+    def set_xcrs(self, xcrs: Sequence[Xcr]) -> None:
+        """KVM_SET_XCRS. Raises: ConfigurationError if there are more than the kernel's structure holds."""
+        c = ffi.new("struct kvm_xcrs *")
+        if len(xcrs) > len(c.xcrs):
+            raise ConfigurationError(f"KVM_SET_XCRS takes at most {len(c.xcrs)} registers, not {len(xcrs)}")
+        c.nr_xcrs = len(xcrs)
+        for position, xcr in enumerate(xcrs):
+            to_c(xcr, c.xcrs[position])
+        self._ioctl_struct("KVM_SET_XCRS", c, f"xcrs={list(xcrs)}")
+
+    def get_msrs(self, indices: Sequence[int]) -> list[MsrEntry]:
+        """Return KVM_GET_MSRS: the values of the MSRs ``indices``, in that order.
+
+        Raises: KvmError (EINVAL) that names the first MSR the host does not let be read.
+        """
+        msrs = _make_msrs([MsrEntry(index) for index in indices])
+        done = self._ioctl_struct("KVM_GET_MSRS", msrs, f"nmsrs={len(indices)}")
+        _check_all_msrs("KVM_GET_MSRS", done, indices)
+        return [from_c(MsrEntry, msrs.entries[n]) for n in range(done)]
+
+    def set_msrs(self, entries: Sequence[MsrEntry]) -> None:
+        """KVM_SET_MSRS. Raises: KvmError (EINVAL) that names the first MSR refused; those before it are set."""
+        done = self._ioctl_struct("KVM_SET_MSRS", _make_msrs(entries), f"nmsrs={len(entries)}")
+        _check_all_msrs("KVM_SET_MSRS", done, [entry.index for entry in entries])
+
+    def get_cpuid2(self) -> list[CpuidEntry]:
+        """Return KVM_GET_CPUID2: what CPUID tells this vCPU."""
+        room = 256  # the kernel's own limit for KVM_SET_CPUID2, KVM_MAX_CPUID_ENTRIES
+        cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": room, "entries": room})
+        self._ioctl_struct("KVM_GET_CPUID2", cpuid, f"nent={room}")
+        return [from_c(CpuidEntry, cpuid.entries[n]) for n in range(cpuid.nent)]
+
+    def set_cpuid2(self, entries: Sequence[CpuidEntry]) -> None:
+        """KVM_SET_CPUID2, before the first ``run()``."""
+        cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": len(entries)})
+        for position, entry in enumerate(entries):
+            to_c(entry, cpuid.entries[position])
+        self._ioctl_struct("KVM_SET_CPUID2", cpuid, f"nent={len(entries)}")
+
+    def get_vcpu_events(self) -> VcpuEvents:
+        """Return KVM_GET_VCPU_EVENTS: exceptions, interrupts and NMIs injected, pending or masked."""
+        return self._get("KVM_GET_VCPU_EVENTS", "struct kvm_vcpu_events *", VcpuEvents)
+
+    def set_vcpu_events(self, events: VcpuEvents) -> None:
+        """KVM_SET_VCPU_EVENTS."""
+        self._set("KVM_SET_VCPU_EVENTS", "struct kvm_vcpu_events *", events)
+
+    def get_debugregs(self) -> DebugRegs:
+        """Return KVM_GET_DEBUGREGS."""
+        return self._get("KVM_GET_DEBUGREGS", "struct kvm_debugregs *", DebugRegs)
+
+    def set_debugregs(self, debugregs: DebugRegs) -> None:
+        """KVM_SET_DEBUGREGS."""
+        self._set("KVM_SET_DEBUGREGS", "struct kvm_debugregs *", debugregs)
+
+    def get_mp_state(self) -> MpState:
+        """Return KVM_GET_MP_STATE."""
+        return self._get("KVM_GET_MP_STATE", "struct kvm_mp_state *", MpState)
+
+    def set_mp_state(self, state: MpState) -> None:
+        """KVM_SET_MP_STATE. Without an in-kernel irqchip only KVM_MP_STATE_RUNNABLE is taken."""
+        self._set("KVM_SET_MP_STATE", "struct kvm_mp_state *", state)
+
+    def translate(self, linear_address: Gva) -> Translation:
+        """Return KVM_TRANSLATE: KVM's own page walk of ``linear_address``."""
+        translation = ffi.new("struct kvm_translation *", {"linear_address": linear_address})
+        self._ioctl_struct("KVM_TRANSLATE", translation, f"linear_address={linear_address:#x}")
+        return from_c(Translation, translation)
+
+    def interrupt(self, vector: int) -> None:
+        """Queue the external interrupt ``vector`` (0 to 255): KVM_INTERRUPT. Not with an in-kernel irqchip (ENXIO)."""
+        if not 0 <= vector <= 255:
+            raise ConfigurationError(f"an interrupt vector is 0 to 255, not {vector}")
+        irq = ffi.new("struct kvm_interrupt *", {"irq": vector})
+        self._ioctl_struct("KVM_INTERRUPT", irq, f"irq={vector}", "")
+
+    def nmi(self) -> None:
+        """Queue a non-maskable interrupt: KVM_NMI."""
+        self._ioctl("KVM_NMI")
+
+    # ---- inside ----
+
+    def _enter(self, shim_function: Callable[[CData], int]) -> int:
+        if self._running:
+            self.check_idle("run")
+        self._running = True
+        try:
+            self._check_open()
+            return shim_function(self._c)
+        finally:
+            self._running = False
+
+    def _take_exit(self, result: int) -> Exit:
+        if result == -errno.EINTR:
+            return Intr()
+        if result < 0 and not self._is_memory_fault(result):
+            raise KvmError("KVM_RUN", -result, f"vcpu={self.id}")
+        exit = decode(self._run, self._page)
+        self._incomplete = isinstance(exit, _INCOMPLETE)
+        self._unanswered = exit if isinstance(exit, _READS) else None
+        self._refusable = exit if isinstance(exit, Rdmsr | Wrmsr) else None
+        return exit
+
+    def _is_memory_fault(self, result: int) -> bool:
+        # The one exit that comes with an error: api.rst, KVM_EXIT_MEMORY_FAULT.
+        return result in (-errno.EFAULT, -lib.EHWPOISON) and self._run.exit_reason == ExitReason.MEMORY_FAULT
+
+    def _check_usable(self, purpose: str) -> None:
+        # KVM_GET_REGS and its like would wait inside the kernel for KVM_RUN to return, perhaps for ever.
+        self._check_open()
+        self.check_idle(purpose)
+
+    def _ioctl(self, name: str, argument: int = 0, arguments: str = "", explanation: str = "") -> int:
+        self._check_usable(f"given {name}")
+        return super()._ioctl(name, argument, arguments, explanation)
+
+    def _ioctl_struct(self, name: str, pointer: CData, arguments: str = "", explanation: str = "") -> int:
+        self._check_usable(f"given {name}")
+        return super()._ioctl_struct(name, pointer, arguments, explanation)
+
+    def _get(self, name: str, declaration: str, kind: type[T]) -> T:
+        c = ffi.new(declaration)
+        self._ioctl_struct(name, c)
+        return from_c(kind, c)
+
+    def _set(self, name: str, declaration: str, value: object) -> None:
+        c = ffi.new(declaration)
+        try:
+            to_c(value, c)
+        except (OverflowError, TypeError) as error:
+            raise ConfigurationError(f"{name}: a field does not fit into the kernel's structure: {error}") from error
+        self._ioctl_struct(name, c)
+
+
+def _answer_size(exit: ReadExit) -> int:
+    match exit:
+        case IoIn(size=size, count=count):
+            return size * count
+        case MmioRead(size=size):
+            return size
+        case Rdmsr() | Hypercall():
+            return 8
+
+
+def _make_msrs(entries: Sequence[MsrEntry]) -> CData:
+    msrs = ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": len(entries)})
+    for position, entry in enumerate(entries):
+        to_c(entry, msrs.entries[position])
+    return msrs
+
+
+def _check_all_msrs(ioctl: str, done: int, indices: Sequence[int]) -> None:
+    # The kernel stops at the first MSR it refuses and returns how many went well (api.rst, KVM_GET_MSRS).
+    if done < len(indices):
+        raise KvmError(ioctl, errno.EINVAL, f"nmsrs={len(indices)}", f"MSR {indices[done]:#x} was refused")

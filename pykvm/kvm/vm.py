@@ -1,0 +1,193 @@
+"""``Vm``: the descriptor of one virtual machine, which owns memory slots and vCPUs.
+
+See: Documentation/virt/kvm/api.rst, section 4, the ioctls of type "vm ioctl". Leaves out so far: interrupt
+controllers and timers.
+"""
+
+from __future__ import annotations
+
+import errno
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pykvm._shim import ffi, lib
+from pykvm.errors import ConfigurationError
+from pykvm.kvm.constants import Cap, MemoryRegionFlag
+from pykvm.kvm.descriptor import Descriptor, check_error
+from pykvm.kvm.vcpu import Vcpu
+from pykvm.units import PAGE_SIZE, Gpa, Hva, is_aligned
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
+    from pykvm._shim import CData
+
+__all__ = ["MemorySlot", "Vm"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemorySlot:
+    """A slot as the kernel has it: guest-physical ``gpa`` and ``size`` bytes, backed by host memory at ``hva``."""
+
+    slot: int
+    gpa: Gpa
+    size: int
+    hva: Hva
+    flags: MemoryRegionFlag
+    pin: CData
+
+    def __str__(self) -> str:
+        return f"slot {self.slot} ({self.gpa:#x}-{self.gpa + self.size - 1:#x})"
+
+
+class Vm(Descriptor):
+    """A virtual machine. Closing it closes its vCPUs and lets go of the guest memory it was given."""
+
+    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
+        super().__init__(fd, "the VM")
+        self._vcpu_mmap_size = vcpu_mmap_size
+        self._slots: dict[int, MemorySlot] = {}
+        self._vcpus: weakref.WeakSet[Vcpu] = weakref.WeakSet()
+
+    @property
+    def slots(self) -> tuple[MemorySlot, ...]:
+        """Return the memory slots in use, by number."""
+        return tuple(self._slots[number] for number in sorted(self._slots))
+
+    def close(self) -> None:
+        """Close the vCPUs, then the VM, then release the memory.
+
+        Raises: InUseError if a vCPU is inside KVM_RUN on another thread; nothing is closed then.
+        """
+        if self._closed:
+            return
+        for vcpu in list(self._vcpus):
+            vcpu.check_idle("closed")
+        for vcpu in list(self._vcpus):
+            vcpu.close()
+        super().close()
+        for slot in self._slots.values():
+            ffi.release(slot.pin)
+        self._slots.clear()
+
+    def check_extension(self, cap: Cap | int) -> int:
+        """Return KVM_CHECK_EXTENSION, asked of the VM: some answers depend on its type."""
+        return self._ioctl("KVM_CHECK_EXTENSION", cap, f"cap={cap!r}")
+
+    def set_tss_addr(self, gpa: Gpa) -> None:
+        """Set where VT-x may hide three pages for real mode: KVM_SET_TSS_ADDR. ``gpa`` is page-aligned, below 4 GiB."""
+        self._ioctl("KVM_SET_TSS_ADDR", gpa, f"gpa={gpa:#x}")
+
+    def set_identity_map_addr(self, gpa: Gpa) -> None:
+        """Set where VT-x may hide one page of identity map: KVM_SET_IDENTITY_MAP_ADDR. Before the first vCPU."""
+        address = ffi.new("uint64_t *", gpa)
+        self._ioctl_struct(
+            "KVM_SET_IDENTITY_MAP_ADDR", address, f"gpa={gpa:#x}", "only before the first vCPU is created"
+        )
+
+    def set_user_memory_region(
+        self,
+        slot: int,
+        gpa: Gpa,
+        memory: memoryview | mmap | None,
+        *,
+        readonly: bool = False,
+        log_dirty_pages: bool = False,
+    ) -> None:
+        """Show ``memory``, all of it, to the guest at ``gpa``: KVM_SET_USER_MEMORY_REGION.
+
+        ``memory`` is a writable, page-aligned buffer of whole pages; it cannot be unmapped while the slot exists.
+        ``readonly`` makes guest writes MMIO exits, ``log_dirty_pages`` lets KVM_GET_DIRTY_LOG tell which pages
+        were written. None deletes the slot.
+
+        Raises: KvmError, with what the kernel minds: an overlap, a misalignment, a slot number.
+        """
+        self._check_open()
+        flags = _flags(readonly, log_dirty_pages)
+        pin = self._pin(memory)
+        size = len(pin)
+        # SAFETY: pin holds an export of the buffer, so that its owner cannot unmap it, until the slot or the VM is gone.
+        result = lib.pykvm_set_user_memory_region(self._fd, slot, flags.value, gpa, size, pin)
+        if result < 0:
+            hva = int(ffi.cast("uintptr_t", pin))
+            ffi.release(pin)
+            self._explain(-result, slot, gpa, size, hva)
+        old = self._slots.pop(slot, None)
+        if old is not None:
+            ffi.release(old.pin)
+        if size == 0:
+            ffi.release(pin)
+        else:
+            self._slots[slot] = MemorySlot(slot, gpa, size, Hva(int(ffi.cast("uintptr_t", pin))), flags, pin)
+
+    def get_dirty_log(self, slot: int) -> bytes:
+        """Return KVM_GET_DIRTY_LOG: one bit a page of ``slot``, low bit first, set if it was written since the last call.
+
+        Raises: KvmError (ENOENT: the slot does not exist, or does not log).
+        """
+        self._check_open()
+        known = self._slots.get(slot)
+        pages = known.size // PAGE_SIZE if known else 0
+        bitmap = ffi.new("uint8_t[]", max(8, (pages + 63) // 64 * 8))
+        log = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bitmap})
+        self._ioctl_struct("KVM_GET_DIRTY_LOG", log, f"slot={slot}", "" if known else "there is no such slot")
+        return bytes(ffi.buffer(bitmap))[: (pages + 7) // 8]
+
+    def create_vcpu(self, id: int = 0) -> Vcpu:
+        """Return a new vCPU with the APIC id ``id``: KVM_CREATE_VCPU. It is in its reset state."""
+        self._check_open()
+        c = ffi.new("struct pykvm_vcpu *")
+        result = lib.pykvm_create_vcpu(self._fd, id, self._vcpu_mmap_size, c)
+        check_error(result, "KVM_CREATE_VCPU", f"id={id}", _vcpu_explanation(-result))
+        vcpu = Vcpu(self, c, id)
+        self._vcpus.add(vcpu)
+        return vcpu
+
+    def _pin(self, memory: memoryview | mmap | None) -> CData:
+        if memory is None:
+            return ffi.from_buffer("uint8_t[]", b"")
+        try:
+            return ffi.from_buffer("uint8_t[]", memory, require_writable=True)
+        except (BufferError, TypeError) as error:
+            raise ConfigurationError(f"guest memory must be a writable, contiguous buffer: {error}") from error
+
+    def _explain(self, error: int, slot: int, gpa: Gpa, size: int, hva: int) -> None:
+        others = [s for s in self.slots if s.slot != slot and s.gpa < gpa + size and gpa < s.gpa + s.size]
+        why = ""
+        if error == errno.EEXIST and others:
+            why = f"overlaps {', '.join(map(str, others))}"
+        elif error == errno.EINVAL:
+            why = self._why_invalid(slot, gpa, size, hva)
+        check_error(-error, "KVM_SET_USER_MEMORY_REGION", f"slot={slot}, gpa={gpa:#x}, size={size:#x}", why)
+
+    def _why_invalid(self, slot: int, gpa: Gpa, size: int, hva: int) -> str:
+        for name, value in (("gpa", gpa), ("size", size), ("host address", hva)):
+            if not is_aligned(value):
+                return f"the {name} {value:#x} is not a multiple of the page size {PAGE_SIZE:#x}"
+        if size == 0:
+            return "there is no such slot to delete"
+        if slot in self._slots and self._slots[slot].size != size:
+            return f"{self._slots[slot]} cannot change its size: delete it first"
+        limit = self.check_extension(Cap.NR_MEMSLOTS)
+        if slot >= limit:
+            return f"slot numbers end at {limit - 1} here"
+        return ""
+
+
+def _flags(readonly: bool, log_dirty_pages: bool) -> MemoryRegionFlag:
+    flags = MemoryRegionFlag(0)
+    if readonly:
+        flags |= MemoryRegionFlag.READONLY
+    if log_dirty_pages:
+        flags |= MemoryRegionFlag.LOG_DIRTY_PAGES
+    return flags
+
+
+def _vcpu_explanation(error: int) -> str:
+    match error:
+        case errno.EEXIST:
+            return "this VM has a vCPU with that id already"
+        case errno.EBUSY:
+            return "the real-time signal SIGRTMIN+5, with which pykvm stops vCPUs, is used by something else in this process"
+    return ""
