@@ -1,0 +1,28 @@
+/*
+ * mode: long
+ * ring: 0
+ * proves: INT3 in ring 0 is delivered through the guest's IDT
+ */
+        .include "layout.inc"
+        .include "idt64.inc"
+
+        .code64
+        .globl  _start
+_start:
+        set_gate idt, 3, handler
+        lidt    idt_pointer
+        xor     %ebx, %ebx
+        int3                                    # #BP
+        mov     %ebx, %eax
+        out     %al, $0xf4                      # success if the handler has run
+        hlt
+handler:
+        mov     $0x2a, %ebx
+        iretq                                   # a trap returns to the instruction after it
+idt_pointer:
+        .word   16 * 64 - 1
+        .quad   idt
+
+        .bss
+        .balign 16
+idt:    .skip   16 * 64

@@ -1,0 +1,13 @@
+/*
+ * mode: long
+ * ring: 0
+ * proves: VMMCALL returns (KVM answers an unknown hypercall with -KVM_ENOSYS in RAX); for AMD-V's name of it
+ */
+        .code64
+        .globl  _start
+_start:
+        mov     $-1, %rax                       # no such hypercall
+        vmmcall
+        mov     $0x2a, %al
+        out     %al, $0xf4                      # success if the instruction gave the right answer
+        hlt
