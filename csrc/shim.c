@@ -11,8 +11,9 @@
  *
  *      the one who kicks                     the thread that runs the vCPU
  *      -----------------                     -----------------------------
- *      kicked = 1, immediate_exit = 1        thread = gettid()
- *      if (thread) signal it                 ioctl(KVM_RUN)
+ *      if (kicked) return                    thread = gettid()
+ *      kicked = 1, immediate_exit = 1        ioctl(KVM_RUN)
+ *      if (thread) signal it
  *
  * Either the kick sees the thread and signals it, or the thread sees immediate_exit: no kick is lost. The
  * flags are cleared only by the running thread, after KVM_RUN has returned EINTR. A kick that arrives while they are
@@ -39,8 +40,12 @@
 /* The shim's own signal: a real-time one, so that nobody else's alarm or child ends up here. */
 #define KICK_SIGNAL (SIGRTMIN + 5)
 
-/* The vCPU whose ticks this thread takes. A signal handler has no other way to know. */
-static _Thread_local struct pykvm_vcpu *ticked_vcpu;
+/*
+ * What this thread's signal handler knows: the vCPU inside enter(), and that a tick came while there was none. It never
+ * holds a vCPU longer than that, because another thread may close it.
+ */
+static _Thread_local struct pykvm_vcpu *volatile entered_vcpu;
+static _Thread_local volatile sig_atomic_t tick_waits;
 
 static int result_or_errno(int result)
 {
@@ -106,8 +111,10 @@ static void forget_immediate_exit(struct pykvm_vcpu *vcpu)
 static void on_kick_signal(int signal)
 {
 	(void)signal;
-	if (ticked_vcpu)
-		ask_to_leave(ticked_vcpu);
+	if (entered_vcpu)
+		ask_to_leave(entered_vcpu);
+	else
+		tick_waits = 1;
 }
 
 /* Take the signal unless somebody else in this process has it already: then -EBUSY. */
@@ -167,11 +174,18 @@ static int enter(struct pykvm_vcpu *vcpu)
 	int result;
 
 	atomic_store(&vcpu->thread, (int)syscall(SYS_gettid));
+	entered_vcpu = vcpu;
+	if (tick_waits) {
+		tick_waits = 0;
+		if (vcpu->ticking)
+			ask_to_leave(vcpu);
+	}
 	/* EAGAIN: a processor that waited for INIT or SIPI was woken and is to be run again. */
 	do
 		result = ioctl(vcpu->fd, KVM_RUN, 0);
 	while (result < 0 && errno == EAGAIN);
 	result = result_or_errno(result);
+	entered_vcpu = NULL;
 	atomic_store(&vcpu->thread, 0);
 	return result;
 }
@@ -209,14 +223,18 @@ int pykvm_kick(struct pykvm_vcpu *vcpu)
 {
 	int thread;
 
+	if (!vcpu->run)
+		return -EBADF;
+	/* One kick on its way is enough: real-time signals queue up, and the queue has an end (EAGAIN). */
+	if (atomic_exchange(&vcpu->kicked, 1))
+		return 0;
 	ask_to_leave(vcpu);
 	thread = atomic_load(&vcpu->thread);
-	if (!thread)
-		return 0;
 	/* The thread may have left KVM_RUN, or even ended, meanwhile: then there is nobody to wake. */
-	if (syscall(SYS_tgkill, getpid(), thread, KICK_SIGNAL) < 0 && errno != ESRCH)
-		return -errno;
-	return 0;
+	if (!thread || syscall(SYS_tgkill, getpid(), thread, KICK_SIGNAL) == 0 || errno == ESRCH)
+		return 0;
+	atomic_store(&vcpu->kicked, 0);
+	return -errno;
 }
 
 /*
@@ -233,14 +251,13 @@ int pykvm_start_ticks(struct pykvm_vcpu *vcpu, uint64_t first_ns, uint64_t inter
 	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KICK_SIGNAL };
 	timer_t timer;
 
-	if (vcpu->ticking || ticked_vcpu)
+	if (vcpu->ticking)
 		return -EBUSY;
 	event.sigev_notify_thread_id = (int)syscall(SYS_gettid);
 	if (timer_create(CLOCK_MONOTONIC, &event, &timer) < 0)
 		return -errno;
 	vcpu->timer = timer;
 	vcpu->ticking = 1;
-	ticked_vcpu = vcpu;
 	if (timer_settime(timer, 0, &when, NULL) < 0) {
 		int error = -errno;
 
@@ -255,7 +272,5 @@ int pykvm_stop_ticks(struct pykvm_vcpu *vcpu)
 	if (!vcpu->ticking)
 		return 0;
 	vcpu->ticking = 0;
-	if (ticked_vcpu == vcpu)
-		ticked_vcpu = NULL;
 	return result_or_errno(timer_delete(vcpu->timer));
 }

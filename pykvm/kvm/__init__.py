@@ -1,13 +1,14 @@
 """KVM's interface, nothing hidden: one class per file descriptor, one method per ioctl, named after the ioctl.
 
-``Kvm`` (/dev/kvm) gives ``Vm``, a VM gives ``Vcpu``, and ``Vcpu.run()`` gives exits. See: Documentation/virt/kvm/api.rst.
-Leaves out every comfort: ``pykvm.Machine`` has that.
+``Kvm`` (/dev/kvm) gives ``Vm``, a VM gives ``Vcpu``, and ``Vcpu.run()`` gives exits. See:
+Documentation/virt/kvm/api.rst. Leaves out every comfort: ``pykvm.Machine`` has that.
 """
 
 from pykvm.kvm.capabilities import CAPABILITIES, Capability, survey
 from pykvm.kvm.constants import (
     Cap,
     ExitReason,
+    GuestDebugControl,
     InternalErrorSuberror,
     MemoryRegionFlag,
     MpStateValue,
@@ -62,8 +63,8 @@ from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import MemorySlot, Vm
 
 __all__ = [
-    "BusLock",
     "CAPABILITIES",
+    "BusLock",
     "Cap",
     "Capability",
     "CpuidEntry",
@@ -76,6 +77,7 @@ __all__ = [
     "ExitReason",
     "FailEntry",
     "Fpu",
+    "GuestDebugControl",
     "Hlt",
     "Hypercall",
     "InternalError",

@@ -1,7 +1,7 @@
 """The capabilities that matter to a small hypervisor, and what each is for.
 
-KVM grows by capabilities, never by versions: a program asks KVM_CHECK_EXTENSION whether the host has what it needs. See:
-Documentation/virt/kvm/api.rst, the "Capability:" line of each ioctl, and sections 6 to 8. Leaves out: capabilities
+KVM grows by capabilities, never by versions: a program asks KVM_CHECK_EXTENSION whether the host has what it needs.
+See: Documentation/virt/kvm/api.rst, the "Capability:" line of each ioctl, and sections 6 to 8. Leaves out: capabilities
 pykvm has no use for.
 """
 

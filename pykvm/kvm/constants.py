@@ -14,6 +14,7 @@ from pykvm._shim import lib
 __all__ = [
     "Cap",
     "ExitReason",
+    "GuestDebugControl",
     "InternalErrorSuberror",
     "MemoryRegionFlag",
     "MpStateValue",
@@ -86,6 +87,15 @@ class MsrExitReason(enum.Flag):
     INVAL = lib.KVM_MSR_EXIT_REASON_INVAL
     UNKNOWN = lib.KVM_MSR_EXIT_REASON_UNKNOWN
     FILTER = lib.KVM_MSR_EXIT_REASON_FILTER
+
+
+class GuestDebugControl(enum.Flag):
+    """``KVM_GUESTDBG_*``: what KVM_SET_GUEST_DEBUG is to do."""
+
+    ENABLE = lib.KVM_GUESTDBG_ENABLE
+    SINGLESTEP = lib.KVM_GUESTDBG_SINGLESTEP
+    USE_SW_BP = lib.KVM_GUESTDBG_USE_SW_BP
+    USE_HW_BP = lib.KVM_GUESTDBG_USE_HW_BP
 
 
 class MemoryRegionFlag(enum.Flag):

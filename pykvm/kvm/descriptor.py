@@ -7,7 +7,8 @@ KVM's interface is a tree of descriptors: /dev/kvm gives VMs, a VM gives vCPUs, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -17,7 +18,7 @@ from pykvm.errors import ClosedError, ConfigurationError, KvmError
 if TYPE_CHECKING:
     from pykvm._shim import CData
 
-__all__ = ["Descriptor", "check_error"]
+__all__ = ["Descriptor", "check_error", "kernel_values"]
 
 
 def check_error(result: int, ioctl: str, arguments: str = "", explanation: str = "") -> int:
@@ -25,6 +26,15 @@ def check_error(result: int, ioctl: str, arguments: str = "", explanation: str =
     if result < 0:
         raise KvmError(ioctl, -result, arguments, explanation)
     return result
+
+
+@contextmanager
+def kernel_values(ioctl: str) -> Iterator[None]:
+    """Turn an error of cffi, which puts values into C memory, into ConfigurationError, which names ``ioctl``."""
+    try:
+        yield
+    except (IndexError, OverflowError, TypeError) as error:
+        raise ConfigurationError(f"{ioctl}: a value does not fit into the kernel's structure: {error}") from error
 
 
 class Descriptor:
@@ -61,8 +71,11 @@ class Descriptor:
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if getattr(self, "_closed", True):
+            return
+        try:
             warnings.warn(f"{self.label} was never closed: use it as a context manager", ResourceWarning, stacklevel=2)
+        finally:  # with -W error the warning is an exception
             self.close()
 
     def __repr__(self) -> str:
@@ -75,7 +88,8 @@ class Descriptor:
     def _ioctl(self, name: str, argument: int = 0, arguments: str = "", explanation: str = "") -> int:
         """Issue the ioctl ``name`` with an integer argument and return its value."""
         self._check_open()
-        result = lib.pykvm_ioctl(self._fd, getattr(lib, name), argument)
+        with kernel_values(name):
+            result = lib.pykvm_ioctl(self._fd, getattr(lib, name), argument)
         return check_error(result, name, arguments, explanation)
 
     def _ioctl_struct(self, name: str, pointer: CData, arguments: str = "", explanation: str = "") -> int:
@@ -91,5 +105,6 @@ class Descriptor:
         """
         if len(args) > 4:
             raise ConfigurationError(f"KVM_ENABLE_CAP takes at most 4 arguments, not {len(args)}")
-        c = ffi.new("struct kvm_enable_cap *", {"cap": cap, "flags": flags, "args": list(args)})
+        with kernel_values("KVM_ENABLE_CAP"):
+            c = ffi.new("struct kvm_enable_cap *", {"cap": cap, "flags": flags, "args": list(args)})
         return self._ioctl_struct("KVM_ENABLE_CAP", c, f"cap={cap!r}, args={list(args)}")

@@ -341,6 +341,8 @@ def _io(run: CData, page: memoryview) -> IoIn | IoOut:
     io = run.io
     port, size, count, start = io.port, io.size, io.count, io.data_offset
     end = start + size * count
+    if size not in (1, 2, 4):
+        raise MalformedExitError(f"KVM_EXIT_IO: an access of {size} bytes, but a port is 1, 2 or 4 bytes wide")
     if end > len(page):
         raise MalformedExitError(f"KVM_EXIT_IO: data at {start:#x}-{end:#x}, but struct kvm_run ends at {len(page):#x}")
     if io.direction == lib.KVM_EXIT_IO_OUT:

@@ -17,7 +17,7 @@ from typing import Self
 from pykvm._shim import ffi, lib
 from pykvm.errors import KvmError, KvmUnavailableError
 from pykvm.kvm.constants import Cap
-from pykvm.kvm.descriptor import Descriptor, check_error
+from pykvm.kvm.descriptor import Descriptor, check_error, kernel_values
 from pykvm.kvm.structs import CpuidEntry, from_c
 from pykvm.kvm.vm import Vm
 
@@ -95,7 +95,9 @@ class Kvm(Descriptor):
     def create_vm(self, type: int = 0) -> Vm:
         """Return a new VM: KVM_CREATE_VM. It has no memory and no vCPU yet. ``type`` is 0 on ordinary x86."""
         self._check_open()
-        fd = check_error(lib.pykvm_create_vm(self._fd, type), "KVM_CREATE_VM", f"type={type}")
+        with kernel_values("KVM_CREATE_VM"):
+            fd = lib.pykvm_create_vm(self._fd, type)
+        check_error(fd, "KVM_CREATE_VM", f"type={type}")
         return Vm(fd, self.get_vcpu_mmap_size())
 
 

@@ -1,23 +1,24 @@
 """``Vcpu``: the descriptor of one virtual processor: its registers, and KVM_RUN.
 
-A vCPU belongs to one thread at a time. ``kick()`` alone may be called from anywhere, to get it out of the guest. After an
-exit that the guest waits on (IN, an MMIO read, RDMSR, a hypercall) the answer goes in by ``complete()``; running on
+A vCPU belongs to one thread at a time. ``kick()`` alone may be called from anywhere, to get it out of the guest. After
+an exit that the guest waits on (IN, an MMIO read, RDMSR, a hypercall) the answer goes in by ``complete()``; running on
 without one is an error, not a zero.
 
 See: Documentation/virt/kvm/api.rst, section 4, the ioctls of type "vcpu ioctl". Leaves out so far: the local
-APIC and guest debugging.
+APIC.
 """
 
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError, InUseError, KvmError, UnansweredReadError
-from pykvm.kvm.constants import ExitReason
-from pykvm.kvm.descriptor import Descriptor, check_error
+from pykvm.kvm.constants import ExitReason, GuestDebugControl
+from pykvm.kvm.descriptor import Descriptor, check_error, kernel_values
 from pykvm.kvm.exits import Exit, Hypercall, Intr, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr, decode
 from pykvm.kvm.structs import (
     CpuidEntry,
@@ -47,6 +48,8 @@ T = TypeVar("T")
 _INCOMPLETE = (IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, Wrmsr, Hypercall)
 _READS = (IoIn, MmioRead, Rdmsr, Hypercall)
 
+_LONGEST_TICK = 1 << 33  # seconds: what 64 bits of nanoseconds hold
+
 
 class Vcpu(Descriptor):
     """A virtual processor. Created by ``Vm.create_vcpu``."""
@@ -62,7 +65,7 @@ class Vcpu(Descriptor):
         self._page = memoryview(ffi.buffer(c.run, c.run_size))
         self._mmio_data = ffi.offsetof("struct kvm_run", "mmio", "data")
         self._running = False
-        self._ticking = False
+        self._mapping = threading.RLock()  # held by kick(), from any thread, lest close() unmaps what it writes to
         self._incomplete = False
         self._unanswered: ReadExit | None = None
         self._refusable: Rdmsr | Wrmsr | None = None
@@ -105,7 +108,7 @@ class Vcpu(Descriptor):
                 self._run.msr.data = int.from_bytes(data, "little")
             case Hypercall():
                 self._run.hypercall.ret = int.from_bytes(data, "little")
-        self._unanswered = None
+        self._unanswered = self._refusable = None
 
     def refuse(self, exit: Rdmsr | Wrmsr) -> None:
         """Refuse the MSR access that ``run()`` returned last: the guest takes #GP.
@@ -134,43 +137,37 @@ class Vcpu(Descriptor):
         if not self._incomplete:
             return None
         result = self._enter(lib.pykvm_complete)
-        if result == -errno.EINTR:
-            self._incomplete = False
-            self._refusable = None
-            return None
-        return self._take_exit(result)
+        exit = self._take_exit(result)
+        return None if result == -errno.EINTR else exit
 
     def kick(self) -> None:
         """Make the ``run()`` under way, or else the next one, return ``Intr``. From any thread; no kick is lost."""
-        self._check_open()
-        check_error(lib.pykvm_kick(self._c), "tgkill", f"vcpu={self.id}")
+        with self._mapping:
+            self._check_open()
+            check_error(lib.pykvm_kick(self._c), "tgkill", f"vcpu={self.id}")
 
     def start_ticks(self, first: float, interval: float) -> None:
         """Kick this vCPU ``first`` seconds from now and every ``interval`` seconds, while this thread runs it.
 
-        Raises: KvmError (EBUSY: this thread already has a vCPU with ticks).
+        Raises: KvmError (EBUSY: this vCPU has ticks already); ConfigurationError if a time is not above 0.
         """
         self._check_usable("given ticks")
-        result = lib.pykvm_start_ticks(self._c, max(1, int(first * 1e9)), max(1, int(interval * 1e9)))
-        check_error(
-            result,
-            "timer_create",
-            f"vcpu={self.id}",
-            "this thread is running a vCPU already" if result == -errno.EBUSY else "",
-        )
-        self._ticking = True
+        times = [_nanoseconds(seconds) for seconds in (first, interval)]
+        result = lib.pykvm_start_ticks(self._c, *times)
+        why = "this vCPU has ticks already: call stop_ticks()" if result == -errno.EBUSY else ""
+        check_error(result, "timer_create", f"vcpu={self.id}", why)
 
     def stop_ticks(self) -> None:
         """End ``start_ticks``; does nothing if there are none."""
         self._check_open()
-        self._ticking = False
         check_error(lib.pykvm_stop_ticks(self._c), "timer_delete", f"vcpu={self.id}")
 
     def check_idle(self, purpose: str = "used") -> None:
         """Raise InUseError if a thread is inside ``run()``; ``purpose`` completes "cannot be ..."."""
         if self._running:
             raise InUseError(
-                f"{self.label} cannot be {purpose} while a thread is inside KVM_RUN: kick() it and wait for run() to return"
+                f"{self.label} cannot be {purpose} while a thread is inside KVM_RUN: "
+                "kick() it and wait for run() to return"
             )
 
     def close(self) -> None:
@@ -178,16 +175,17 @@ class Vcpu(Descriptor):
 
         Raises: InUseError if a thread is inside ``run()``.
         """
-        if self._closed:
-            return
-        # Claim first, look second: run() does it the other way round, so that one of the two sees the other.
-        self._closed = True
-        if self._running:
-            self._closed = False
-            self.check_idle("closed")
-        self._page.release()
-        self._run = ffi.NULL
-        lib.pykvm_close_vcpu(self._c)
+        with self._mapping:
+            if self._closed:
+                return
+            # Claim first, look second: run() does it the other way round, so that one of the two sees the other.
+            self._closed = True
+            if self._running:
+                self._closed = False
+                self.check_idle("closed")
+            self._page.release()
+            self._run = ffi.NULL
+            lib.pykvm_close_vcpu(self._c)
 
     # ---- what struct kvm_run says and takes beside the exit ----
 
@@ -245,7 +243,7 @@ class Vcpu(Descriptor):
         self._set("KVM_SET_SREGS", "struct kvm_sregs *", sregs)
 
     def get_fpu(self) -> Fpu:
-        """Return KVM_GET_FPU: x87 and SSE registers."""
+        """Return KVM_GET_FPU: x87 and SSE registers. The kernel leaves ``mxcsr`` out: ``get_xsave()`` has it."""
         return self._get("KVM_GET_FPU", "struct kvm_fpu *", Fpu)
 
     def set_fpu(self, fpu: Fpu) -> None:
@@ -280,7 +278,8 @@ class Vcpu(Descriptor):
             raise ConfigurationError(f"KVM_SET_XCRS takes at most {len(c.xcrs)} registers, not {len(xcrs)}")
         c.nr_xcrs = len(xcrs)
         for position, xcr in enumerate(xcrs):
-            to_c(xcr, c.xcrs[position])
+            with kernel_values("KVM_SET_XCRS"):
+                to_c(xcr, c.xcrs[position])
         self._ioctl_struct("KVM_SET_XCRS", c, f"xcrs={list(xcrs)}")
 
     def get_msrs(self, indices: Sequence[int]) -> list[MsrEntry]:
@@ -288,14 +287,15 @@ class Vcpu(Descriptor):
 
         Raises: KvmError (EINVAL) that names the first MSR the host does not let be read.
         """
-        msrs = _make_msrs([MsrEntry(index) for index in indices])
+        msrs = _make_msrs("KVM_GET_MSRS", [MsrEntry(index) for index in indices])
         done = self._ioctl_struct("KVM_GET_MSRS", msrs, f"nmsrs={len(indices)}")
         _check_all_msrs("KVM_GET_MSRS", done, indices)
         return [from_c(MsrEntry, msrs.entries[n]) for n in range(done)]
 
     def set_msrs(self, entries: Sequence[MsrEntry]) -> None:
         """KVM_SET_MSRS. Raises: KvmError (EINVAL) that names the first MSR refused; those before it are set."""
-        done = self._ioctl_struct("KVM_SET_MSRS", _make_msrs(entries), f"nmsrs={len(entries)}")
+        msrs = _make_msrs("KVM_SET_MSRS", entries)
+        done = self._ioctl_struct("KVM_SET_MSRS", msrs, f"nmsrs={len(entries)}")
         _check_all_msrs("KVM_SET_MSRS", done, [entry.index for entry in entries])
 
     def get_cpuid2(self) -> list[CpuidEntry]:
@@ -309,7 +309,8 @@ class Vcpu(Descriptor):
         """KVM_SET_CPUID2, before the first ``run()``."""
         cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": len(entries)})
         for position, entry in enumerate(entries):
-            to_c(entry, cpuid.entries[position])
+            with kernel_values("KVM_SET_CPUID2"):
+                to_c(entry, cpuid.entries[position])
         self._ioctl_struct("KVM_SET_CPUID2", cpuid, f"nent={len(entries)}")
 
     def get_vcpu_events(self) -> VcpuEvents:
@@ -338,7 +339,8 @@ class Vcpu(Descriptor):
 
     def translate(self, linear_address: Gva) -> Translation:
         """Return KVM_TRANSLATE: KVM's own page walk of ``linear_address``."""
-        translation = ffi.new("struct kvm_translation *", {"linear_address": linear_address})
+        with kernel_values("KVM_TRANSLATE"):
+            translation = ffi.new("struct kvm_translation *", {"linear_address": linear_address})
         self._ioctl_struct("KVM_TRANSLATE", translation, f"linear_address={linear_address:#x}")
         return from_c(Translation, translation)
 
@@ -353,6 +355,20 @@ class Vcpu(Descriptor):
         """Queue a non-maskable interrupt: KVM_NMI."""
         self._ioctl("KVM_NMI")
 
+    def set_guest_debug(self, control: GuestDebugControl, debugreg: Sequence[int] = (0,) * 8) -> None:
+        """Step and stop the guest from outside: KVM_SET_GUEST_DEBUG; its events are ``Debug`` exits.
+
+        ``debugreg`` is DR0 to DR7 as USE_HW_BP takes them (SDM volume 3, section 17.2.4). GuestDebugControl(0) ends it.
+
+        Raises: ConfigurationError if ``debugreg`` is not eight values.
+        """
+        if len(debugreg) != 8:
+            raise ConfigurationError(f"KVM_SET_GUEST_DEBUG takes eight debug registers, not {len(debugreg)}")
+        arch = {"debugreg": list(debugreg)}
+        with kernel_values("KVM_SET_GUEST_DEBUG"):
+            debug = ffi.new("struct kvm_guest_debug *", {"control": control.value, "arch": arch})
+        self._ioctl_struct("KVM_SET_GUEST_DEBUG", debug, f"control={control}")
+
     # ---- inside ----
 
     def _enter(self, shim_function: Callable[[CData], int]) -> int:
@@ -366,7 +382,9 @@ class Vcpu(Descriptor):
             self._running = False
 
     def _take_exit(self, result: int) -> Exit:
-        if result == -errno.EINTR:
+        if result == -errno.EINTR:  # whatever was pending is finished
+            self._incomplete = False
+            self._refusable = None
             return Intr()
         if result < 0 and not self._is_memory_fault(result):
             raise KvmError("KVM_RUN", -result, f"vcpu={self.id}")
@@ -400,10 +418,8 @@ class Vcpu(Descriptor):
 
     def _set(self, name: str, declaration: str, value: object) -> None:
         c = ffi.new(declaration)
-        try:
+        with kernel_values(name):
             to_c(value, c)
-        except (OverflowError, TypeError) as error:
-            raise ConfigurationError(f"{name}: a field does not fit into the kernel's structure: {error}") from error
         self._ioctl_struct(name, c)
 
 
@@ -417,10 +433,17 @@ def _answer_size(exit: ReadExit) -> int:
             return 8
 
 
-def _make_msrs(entries: Sequence[MsrEntry]) -> CData:
+def _nanoseconds(seconds: float) -> int:
+    if not 0 < seconds < _LONGEST_TICK:
+        raise ConfigurationError(f"a time between ticks is above 0 and below {_LONGEST_TICK} seconds, not {seconds}")
+    return max(1, int(seconds * 1e9))
+
+
+def _make_msrs(ioctl: str, entries: Sequence[MsrEntry]) -> CData:
     msrs = ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": len(entries)})
     for position, entry in enumerate(entries):
-        to_c(entry, msrs.entries[position])
+        with kernel_values(ioctl):
+            to_c(entry, msrs.entries[position])
     return msrs
 
 

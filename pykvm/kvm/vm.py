@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError
 from pykvm.kvm.constants import Cap, MemoryRegionFlag
-from pykvm.kvm.descriptor import Descriptor, check_error
+from pykvm.kvm.descriptor import Descriptor, check_error, kernel_values
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.units import PAGE_SIZE, Gpa, Hva, is_aligned
 
@@ -81,7 +81,8 @@ class Vm(Descriptor):
 
     def set_identity_map_addr(self, gpa: Gpa) -> None:
         """Set where VT-x may hide one page of identity map: KVM_SET_IDENTITY_MAP_ADDR. Before the first vCPU."""
-        address = ffi.new("uint64_t *", gpa)
+        with kernel_values("KVM_SET_IDENTITY_MAP_ADDR"):
+            address = ffi.new("uint64_t *", gpa)
         self._ioctl_struct(
             "KVM_SET_IDENTITY_MAP_ADDR", address, f"gpa={gpa:#x}", "only before the first vCPU is created"
         )
@@ -101,16 +102,20 @@ class Vm(Descriptor):
         ``readonly`` makes guest writes MMIO exits, ``log_dirty_pages`` lets KVM_GET_DIRTY_LOG tell which pages
         were written. None deletes the slot.
 
-        Raises: KvmError, with what the kernel minds: an overlap, a misalignment, a slot number.
+        Raises: KvmError, with what the kernel minds: an overlap, a misalignment, a slot number; ConfigurationError if
+        ``memory`` is no such buffer, or empty.
         """
         self._check_open()
         flags = _flags(readonly, log_dirty_pages)
         pin = self._pin(memory)
         size = len(pin)
-        # SAFETY: pin holds an export of the buffer, so that its owner cannot unmap it, until the slot or the VM is gone.
-        result = lib.pykvm_set_user_memory_region(self._fd, slot, flags.value, gpa, size, pin)
+        # The kernel wants an aligned address even from one who deletes a slot.
+        start = pin if size else ffi.NULL
+        hva = Hva(int(ffi.cast("uintptr_t", start)))
+        # SAFETY: pin exports the buffer, so that its owner cannot unmap it, until the slot or the VM is gone.
+        with kernel_values("KVM_SET_USER_MEMORY_REGION"):
+            result = lib.pykvm_set_user_memory_region(self._fd, slot, flags.value, gpa, size, start)
         if result < 0:
-            hva = int(ffi.cast("uintptr_t", pin))
             ffi.release(pin)
             self._explain(-result, slot, gpa, size, hva)
         old = self._slots.pop(slot, None)
@@ -119,10 +124,10 @@ class Vm(Descriptor):
         if size == 0:
             ffi.release(pin)
         else:
-            self._slots[slot] = MemorySlot(slot, gpa, size, Hva(int(ffi.cast("uintptr_t", pin))), flags, pin)
+            self._slots[slot] = MemorySlot(slot, gpa, size, hva, flags, pin)
 
     def get_dirty_log(self, slot: int) -> bytes:
-        """Return KVM_GET_DIRTY_LOG: one bit a page of ``slot``, low bit first, set if it was written since the last call.
+        """Return KVM_GET_DIRTY_LOG: one bit a page of ``slot``, low bit first, set if written since the last call.
 
         Raises: KvmError (ENOENT: the slot does not exist, or does not log).
         """
@@ -130,15 +135,18 @@ class Vm(Descriptor):
         known = self._slots.get(slot)
         pages = known.size // PAGE_SIZE if known else 0
         bitmap = ffi.new("uint8_t[]", max(8, (pages + 63) // 64 * 8))
-        log = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bitmap})
-        self._ioctl_struct("KVM_GET_DIRTY_LOG", log, f"slot={slot}", "" if known else "there is no such slot")
+        with kernel_values("KVM_GET_DIRTY_LOG"):
+            log = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bitmap})
+        why = f"{known} was set without log_dirty_pages" if known else "there is no such slot"
+        self._ioctl_struct("KVM_GET_DIRTY_LOG", log, f"slot={slot}", why)
         return bytes(ffi.buffer(bitmap))[: (pages + 7) // 8]
 
     def create_vcpu(self, id: int = 0) -> Vcpu:
         """Return a new vCPU with the APIC id ``id``: KVM_CREATE_VCPU. It is in its reset state."""
         self._check_open()
         c = ffi.new("struct pykvm_vcpu *")
-        result = lib.pykvm_create_vcpu(self._fd, id, self._vcpu_mmap_size, c)
+        with kernel_values("KVM_CREATE_VCPU"):
+            result = lib.pykvm_create_vcpu(self._fd, id, self._vcpu_mmap_size, c)
         check_error(result, "KVM_CREATE_VCPU", f"id={id}", _vcpu_explanation(-result))
         vcpu = Vcpu(self, c, id)
         self._vcpus.add(vcpu)
@@ -148,9 +156,13 @@ class Vm(Descriptor):
         if memory is None:
             return ffi.from_buffer("uint8_t[]", b"")
         try:
-            return ffi.from_buffer("uint8_t[]", memory, require_writable=True)
-        except (BufferError, TypeError) as error:
+            pin = ffi.from_buffer("uint8_t[]", memory, require_writable=True)
+        except (BufferError, TypeError, ValueError) as error:  # ValueError: a closed mmap, a released memoryview
             raise ConfigurationError(f"guest memory must be a writable, contiguous buffer: {error}") from error
+        if len(pin) == 0:
+            ffi.release(pin)
+            raise ConfigurationError("guest memory must be a page at least: to delete a slot, give None")
+        return pin
 
     def _explain(self, error: int, slot: int, gpa: Gpa, size: int, hva: int) -> None:
         others = [s for s in self.slots if s.slot != slot and s.gpa < gpa + size and gpa < s.gpa + s.size]
@@ -167,8 +179,8 @@ class Vm(Descriptor):
                 return f"the {name} {value:#x} is not a multiple of the page size {PAGE_SIZE:#x}"
         if size == 0:
             return "there is no such slot to delete"
-        if slot in self._slots and self._slots[slot].size != size:
-            return f"{self._slots[slot]} cannot change its size: delete it first"
+        if slot in self._slots:
+            return f"{self._slots[slot]} cannot change its size, its host memory or its readonly flag: delete it first"
         limit = self.check_extension(Cap.NR_MEMSLOTS)
         if slot >= limit:
             return f"slot numbers end at {limit - 1} here"
@@ -189,5 +201,5 @@ def _vcpu_explanation(error: int) -> str:
         case errno.EEXIST:
             return "this VM has a vCPU with that id already"
         case errno.EBUSY:
-            return "the real-time signal SIGRTMIN+5, with which pykvm stops vCPUs, is used by something else in this process"
+            return "the signal SIGRTMIN+5, with which pykvm stops vCPUs, is used by something else in this process"
     return ""

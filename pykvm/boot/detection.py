@@ -1,0 +1,141 @@
+"""From a file's path, or from assembly text, to an ``Image``: what is it, and can it be read at all?
+
+A file is known by its content: ELF by its first four bytes, everything else is taken as a flat binary. Only assembly
+sources go by their name (``.S`` or ``.s``), for they have no mark. What cannot be a guest is refused before a byte of it
+is read: opening a FIFO would wait for ever, /dev/zero has no end. Leaves out how each format is read: see ``elf``,
+``flat`` and ``assembler``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pykvm.boot.assembler import TEXT_NAME, build_source, build_text
+from pykvm.boot.bundle import BUNDLE
+from pykvm.boot.elf import ELF_MAGIC, elf_image
+from pykvm.boot.flat import flat_image
+from pykvm.boot.image import Image, printable
+from pykvm.errors import AssemblerError, ImageError
+from pykvm.units import MiB, format_size
+from pykvm.x86 import Mode
+
+__all__ = ["MAX_FILE", "assemble", "open_image"]
+
+MAX_FILE = 256 * MiB
+ASSEMBLY_SUFFIXES = (".S", ".s")
+LIBRARY = "lib"
+START = "_start"
+
+FILE_KINDS = {
+    stat.S_IFDIR: "is a directory",
+    stat.S_IFIFO: "is a FIFO",
+    stat.S_IFSOCK: "is a socket",
+    stat.S_IFCHR: "is a device",
+    stat.S_IFBLK: "is a device",
+}
+
+
+def open_image(
+    path: str | os.PathLike[str],
+    *,
+    mode: Mode | None = None,
+    load: int | None = None,
+    entry: int | str | None = None,
+) -> Image:
+    """Return the guest in the file ``path``: an ELF executable, an assembly source, or else a flat binary.
+
+    ``mode`` is what the CPU starts in, by default what the format or the source says; ``load`` the guest-physical address for a
+    flat binary, or the one to link a source for; ``entry`` a linear address or a symbol's name.
+
+    Raises: ImageError if it cannot be read or is malformed; AssemblerError.
+    """
+    name = printable(os.fspath(path)) or "''"
+    data = _read_file(Path(path), name)
+    if data.startswith(ELF_MAGIC):
+        if load is not None:
+            raise ImageError(
+                f"{name}: an ELF file says itself where it goes: leave the load address out, or link it again"
+            )
+        return elf_image(data, name=name, mode=mode, entry=entry)
+    if Path(path).suffix in ASSEMBLY_SUFFIXES:
+        return assemble(Path(path), mode=mode, load=load, entry=entry)
+    return flat_image(data, name=name, mode=mode, load=load, entry=entry)
+
+
+def assemble(
+    source: str | Path,
+    *,
+    mode: Mode | str | None = None,
+    load: int | None = None,
+    entry: int | str | None = None,
+    include: Sequence[Path] = (),
+) -> Image:
+    """Return the guest that GNU as and ld make of ``source``: assembly text if it is a str, a file if it is a Path.
+
+    ``mode`` is by default what the first ``.code16``, ``.code32`` or ``.code64`` says, else long mode; ``load`` the address to link
+    for; ``entry`` a linear address or a symbol, by default ``_start`` or else the first instruction. ``include`` are
+    folders for ``.include``, after the source's own and before the bundled guests' ``lib``.
+
+    Raises: AssemblerError, with the assembler's words; ImageError if the file cannot be read.
+    """
+    wanted = None if mode is None else Mode(mode).value
+    folders = [*include, BUNDLE / LIBRARY]
+    with tempfile.TemporaryDirectory(prefix="pykvm-") as scratch:
+        output = Path(scratch) / "guest.elf"
+        if isinstance(source, Path):
+            name = printable(str(source))
+            _read_file(source, name)
+            built = build_source(source, output, mode=wanted, load=load, include=folders)
+        else:
+            name = TEXT_NAME
+            _check_text(source)
+            built = build_text(source, output, mode=wanted, load=load, include=folders)
+        data = _read_file(output, name)
+    # ld knows _start only if it is .globl, and otherwise takes the first instruction: an image knows local symbols too.
+    image = elf_image(data, name=name, mode=Mode(built), entry=entry)
+    start = next((symbol.address for symbol in image.symbols if symbol.name == START), image.entry)
+    return replace(image, entry=start) if entry is None else image
+
+
+def _check_text(text: str) -> None:
+    """Refuse a file's name, which is easily given where text is wanted."""
+    if text.endswith(ASSEMBLY_SUFFIXES) and not any(character.isspace() for character in text):
+        raise AssemblerError(f"{printable(text)!r} is taken for assembly text: for the file, give Path({text!r})")
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    """Return what is in the regular file ``path``. Raises: ImageError, which calls it ``name``."""
+    try:
+        _check_stat(path.stat(), name)
+        # O_NONBLOCK and the second look: the file may have become a FIFO since the first.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            _check_stat(os.fstat(file.fileno()), name)
+            data = file.read(MAX_FILE + 1)
+    except FileNotFoundError:
+        raise ImageError(f"{name}: there is no such file") from None
+    except PermissionError:
+        raise ImageError(f"{name}: you may not read it: see its permissions, and its folder's, with ls -l") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not data:
+        raise ImageError(f"{name}: is empty: there is no guest in it")
+    if len(data) > MAX_FILE:
+        raise ImageError(_too_large(name))
+    return data
+
+
+def _check_stat(status: os.stat_result, name: str) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise ImageError(f"{name}: {FILE_KINDS.get(kind, 'is no ordinary file')}: a guest is an ordinary file")
+    if status.st_size > MAX_FILE:
+        raise ImageError(_too_large(name))
+
+
+def _too_large(name: str) -> str:
+    return f"{name}: has more than {format_size(MAX_FILE)}, which is the most pykvm reads of a guest"

@@ -1,0 +1,98 @@
+"""What the sub-commands' arguments have in common: numbers, sizes, modes, and what TARGET means.
+
+Leaves out the options only one sub-command has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pykvm.boot import BundledGuest, Image, find_guest, open_image, suggest
+from pykvm.errors import ConfigurationError, ImageError
+from pykvm.units import parse_size
+from pykvm.x86 import Mode
+
+__all__ = ["Target", "add_image_options", "address", "find_target", "size"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be run: an image and, if it is a bundled guest, its settings."""
+
+    image: Image
+    guest: BundledGuest | None = None
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add TARGET and the options that say how to read it."""
+    parser.add_argument(
+        "target", metavar="TARGET", help="a bundled guest's name, an assembly source (.S), a flat binary or an ELF file"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=[mode.value for mode in Mode],
+        help="the mode the CPU starts in (default: what the image asks for)",
+    )
+    parser.add_argument(
+        "--load", type=address, metavar="ADDRESS", help="where to put a flat binary or an assembly source"
+    )
+    parser.add_argument(
+        "--entry", type=address_or_symbol, metavar="ADDRESS", help="where to start: an address or a symbol"
+    )
+
+
+def find_target(options: argparse.Namespace) -> Target:
+    """Return what the options of ``add_image_options`` name. A name without a slash is a bundled guest's first.
+
+    Raises: ImageError.
+    """
+    name: str = options.target
+    mode = None if options.mode is None else Mode(options.mode)
+    guest = None if "/" in name else find_guest(name)
+    if guest is None:
+        return Target(_open_file(name, mode, options.load, options.entry))
+    if Path(name).is_file():
+        print(
+            f"pykvm: {name} is a bundled guest and a file here; this is the guest, ./{name} is the file",
+            file=sys.stderr,
+        )
+    if options.load is not None:
+        raise ImageError(
+            f"{guest.name} is linked for its address: --load works with flat binaries and assembly sources"
+        )
+    return Target(open_image(guest.image, mode=mode or Mode(guest.mode), entry=options.entry), guest)
+
+
+def address(text: str) -> int:
+    """Return the address that ``text`` names, in decimal or as 0x..."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address: write 0x8000 or 32768") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is below 0: addresses are not")
+    return value
+
+
+def address_or_symbol(text: str) -> int | str:
+    """Return ``text`` as an address, or as it is if it looks like a symbol's name."""
+    return address(text) if text[:1].isdigit() or text.startswith("-") else text
+
+
+def size(text: str) -> int:
+    """Return the number of bytes that ``text`` names, such as 16M."""
+    try:
+        return parse_size(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _open_file(name: str, mode: Mode | None, load: int | None, entry: int | str | None) -> Image:
+    if not Path(name).exists() and "/" not in name:
+        close = suggest(name)
+        hint = f"did you mean {' or '.join(close)}?" if close else "'pykvm guests' lists the guests"
+        raise ImageError(f"{name}: there is no such file, and no bundled guest of that name; {hint}")
+    return open_image(Path(name), mode=mode, load=load, entry=entry)

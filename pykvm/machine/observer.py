@@ -1,0 +1,73 @@
+"""Who watches a run: the protocol, and the log of the last exits.
+
+The run loop tells its observers about every exit before any device sees it. Whatever looks into a machine is one:
+tracers, statistics, recorders. Leaves out changing the guest: an observer looks on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from pykvm.kvm import Exit, IoIn, IoOut, MmioRead, MmioWrite
+
+__all__ = ["LastExits", "Observer", "describe_exit"]
+
+
+class Observer(Protocol):
+    """What the run loop calls. ``vcpu`` is the vCPU's id."""
+
+    def exit(self, vcpu: int, exit: Exit) -> None:
+        """Take note of ``exit``, which has not been handled yet."""
+
+    def tick(self) -> None:
+        """Take note that some time has passed: called about ten times a second while the guest runs, and at the end."""
+
+
+class LastExits:
+    """Keeps the last ``limit`` exits, and counts them all."""
+
+    def __init__(self, limit: int = 16) -> None:
+        self._exits: deque[Exit] = deque(maxlen=limit)
+        self.count = 0
+
+    def exit(self, vcpu: int, exit: Exit) -> None:
+        """Keep ``exit``."""
+        self._exits.append(exit)
+        self.count += 1
+
+    def tick(self) -> None:
+        """Do nothing."""
+
+    def exits(self) -> tuple[Exit, ...]:
+        """Return the exits kept, oldest first."""
+        return tuple(self._exits)
+
+
+def describe_exit(exit: Exit) -> str:
+    """Return ``exit`` in a few words, as a trace or a report shows it: ``io out 0x3f8 'H'``."""
+    match exit:
+        case IoOut():
+            return f"io out {exit.port:#x}{_shape(exit.size, exit.count)} {_data(exit.data)}"
+        case IoIn():
+            return f"io in {exit.port:#x}{_shape(exit.size, exit.count)}"
+        case MmioWrite():
+            return f"mmio write {exit.address:#x} {_data(exit.data)}"
+        case MmioRead():
+            return f"mmio read {exit.address:#x} {exit.size} bytes"
+    return exit.reason.name.lower().replace("_", " ")
+
+
+def _shape(size: int, count: int) -> str:
+    return "" if size == count == 1 else f" {count}x{size}"
+
+
+def _data(data: bytes) -> str:
+    shown = data[:16]
+    if all(0x20 <= byte < 0x7F for byte in shown):
+        text = f"'{shown.decode()}'"
+    elif len(data) <= 8:
+        text = f"{int.from_bytes(data, 'little'):#x}"
+    else:
+        text = shown.hex(" ")
+    return text + ("..." if len(data) > len(shown) else "")

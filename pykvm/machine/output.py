@@ -1,0 +1,50 @@
+"""What a guest printed, kept in bounded memory and passed on as it comes.
+
+A guest can print for ever, so only the last part is kept. Leaves out how a terminal shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pykvm.units import MiB
+
+__all__ = ["OutputLog"]
+
+
+class OutputLog:
+    """Keeps the last ``limit`` bytes written to it; ``forward`` (if given) gets every byte at once."""
+
+    def __init__(self, forward: Callable[[bytes], object] | None = None, limit: int = MiB) -> None:
+        self._kept = bytearray()
+        self._forward = forward
+        self._limit = limit
+        self._dropped = 0
+
+    def write(self, data: bytes) -> None:
+        """Take ``data`` from the guest."""
+        self._kept += data
+        if len(self._kept) > 2 * self._limit:  # cut now and then, not at every byte
+            excess = len(self._kept) - self._limit
+            del self._kept[:excess]
+            self._dropped += excess
+        if self._forward is not None:
+            self._forward(data)
+
+    @property
+    def data(self) -> bytes:
+        """Return the last ``limit`` bytes written."""
+        return bytes(self._kept[-self._limit :])
+
+    @property
+    def text(self) -> str:
+        """Return ``data`` as UTF-8, with U+FFFD for what is none."""
+        return self.data.decode("utf-8", "replace")
+
+    @property
+    def dropped(self) -> int:
+        """Return how many bytes came before ``data`` and were not kept."""
+        return self._dropped + max(0, len(self._kept) - self._limit)
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,92 @@
+"""The crash report: what happened, the likely cause, and the evidence, in that order.
+
+One idea a line, aligned columns, the next step at the end. Leaves out colour, which is the command line's.
+"""
+
+from __future__ import annotations
+
+from pykvm.kvm import InternalError
+from pykvm.machine.diagnosis import Scene, likely_cause, what_happened
+from pykvm.machine.observer import describe_exit
+from pykvm.machine.stop import Crashed, Interrupted, TimedOut
+from pykvm.x86 import Instruction, cpu_mode, format_registers, instruction_at
+
+__all__ = ["Scene", "format_duration", "report"]
+
+LABEL = 15  # columns: the widest label and a gap
+
+
+def report(scene: Scene) -> str:
+    """Return the report on ``scene``, several lines without a newline at the end."""
+    lines = [_headline(scene), ""]
+    for label, text in _sections(scene):
+        if text:
+            lines += _section(label, text)
+    return "\n".join(lines)
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``seconds`` with three digits and the unit that fits: ``"0.71 ms"``, ``"2 s"``."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _headline(scene: Scene) -> str:
+    after = f"after {scene.exits} exit{'' if scene.exits == 1 else 's'}, {format_duration(scene.duration)}"
+    match scene.stop:
+        case Crashed(exit=exit):
+            return f"the guest crashed: KVM_EXIT_{exit.reason.name} {after}"
+        case TimedOut(limit=limit):
+            return f"the time limit of {limit:g} s was reached {after}"
+        case Interrupted():
+            return "interrupted with Ctrl-C"
+    return f"{scene.stop} {after}"
+
+
+def _sections(scene: Scene) -> list[tuple[str, str]]:
+    walk = scene.page_walk()
+    return [
+        ("what happened", what_happened(scene)),
+        ("likely cause", likely_cause(scene)),
+        ("where", _where(scene)),
+        ("mode", str(cpu_mode(scene.sregs, scene.regs))),
+        ("registers", format_registers(scene.regs, scene.sregs)),
+        ("page walk", "" if walk is None else str(walk)),
+        ("last exits", " | ".join(describe_exit(exit) for exit in scene.last_exits[-8:])),
+        ("see", _see(scene)),
+    ]
+
+
+def _section(label: str, text: str) -> list[str]:
+    first, *rest = text.splitlines()
+    return [f"  {label:<{LABEL}}{first}", *(" " * (LABEL + 2) + line for line in rest)]
+
+
+def _where(scene: Scene) -> str:
+    instruction = scene.instruction()
+    symbol = scene.image.symbol_at(scene.rip) if scene.image else None
+    place = f"{scene.rip:#x}" + (f" <{symbol}>" if symbol else "")
+    shown = f"{place}  {_code_text(instruction)}" if instruction else f"{place}  no code can be read there"
+    return "\n".join([shown, *_refused_bytes(scene)])
+
+
+def _code_text(instruction: Instruction) -> str:
+    return f"{instruction.bytes.hex(' ')}  {instruction.mnemonic} {instruction.operands}".rstrip()
+
+
+def _refused_bytes(scene: Scene) -> list[str]:
+    # KVM hands over the bytes it could not emulate; they are shown where they differ from what is at RIP now.
+    match scene.stop:
+        case Crashed(exit=InternalError(instruction=code)) if code and not scene.code().startswith(code):
+            width = cpu_mode(scene.sregs, scene.regs).width
+            refused = instruction_at(code, scene.rip, width)
+            return [f"KVM's bytes: {_code_text(refused)}"] if refused else []
+    return []
+
+
+def _see(scene: Scene) -> str:
+    match scene.stop:
+        case Crashed():
+            return "pykvm doctor --probe (what this host's KVM cannot run)"
+        case TimedOut():
+            return "--timeout SECONDS gives it more time"
+    return ""

@@ -1,0 +1,113 @@
+"""Why a run ended: one frozen dataclass per reason, and the exit status each has on the command line.
+
+The statuses are the contract that ``docs/reference`` and ``pykvm run --help`` state. Leaves out what the guest did before: see
+``RunResult``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from pykvm.kvm import Exit, SystemEvent
+
+__all__ = [
+    "Crashed",
+    "DebugExitWritten",
+    "Halted",
+    "Interrupted",
+    "ShutdownRequested",
+    "Stop",
+    "Stopped",
+    "TimedOut",
+    "exit_status",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """The guest executed HLT, and nothing can wake it."""
+
+    def __str__(self) -> str:
+        return "halted: HLT, and nothing can wake this CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class DebugExitWritten:
+    """The guest wrote ``value`` to the debug-exit port."""
+
+    value: int
+
+    @property
+    def exit_code(self) -> int:
+        """Return what QEMU's isa-debug-exit makes of the value: ``(value << 1) | 1``, of which a status keeps 8 bits."""
+        return (self.value << 1) | 1
+
+    def __str__(self) -> str:
+        return f"debug exit: the guest wrote {self.value:#x} to port 0xf4"
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested:
+    """The guest asked for power-off or reset through KVM (KVM_EXIT_SYSTEM_EVENT)."""
+
+    event: SystemEvent
+
+    def __str__(self) -> str:
+        return f"shut down: the guest asked for it (system event {self.event.type})"
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The guest cannot go on; ``exit`` is what KVM said about it."""
+
+    exit: Exit
+
+    def __str__(self) -> str:
+        return f"crashed: {self.exit}"
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The guest was still running after ``limit`` seconds."""
+
+    limit: float
+
+    def __str__(self) -> str:
+        return f"timed out: still running after {self.limit:g} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """``Machine.stop()`` was called."""
+
+    def __str__(self) -> str:
+        return "stopped from outside"
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """Ctrl-C: ``Machine.run`` raised KeyboardInterrupt, and somebody wants to know what the guest was doing."""
+
+    def __str__(self) -> str:
+        return "interrupted with Ctrl-C"
+
+
+Stop = Halted | DebugExitWritten | ShutdownRequested | Crashed | TimedOut | Stopped | Interrupted
+
+
+def exit_status(stop: Stop) -> int:
+    """Return the exit status, 0 to 255, that ``pykvm run`` ends with after ``stop``."""
+    match stop:
+        case Halted() | ShutdownRequested() | Stopped():
+            return 0
+        case DebugExitWritten():
+            return stop.exit_code & 0xFF
+        case TimedOut():
+            return 124
+        case Crashed():
+            return 125
+        case Interrupted():
+            return 130
+        case _:
+            assert_never(stop)

@@ -1,0 +1,328 @@
+"""pykvm.Machine on KVM: loading, running, stopping, reports, closing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pykvm import GuestMemory, Machine, Mode, assemble
+from pykvm.errors import (
+    ClosedError,
+    ConfigurationError,
+    GuestMemoryError,
+    ImageError,
+    InUseError,
+    UnclaimedAccessError,
+)
+from pykvm.kvm import InternalError, IoIn, IoOut, Shutdown
+from pykvm.machine import Crashed, DebugExitWritten, Halted, Interrupted, Stopped, TimedOut
+
+SPIN = b"\xeb\xfe"  # jmp .
+STORM = b"\xe6\x80\xeb\xfc"  # 1: out %al, $0x80; jmp 1b
+PRINT_A = b"\xba\xf8\x03\xb0\x41\xee\xf4"  # mov $0x3f8, %dx; mov $'A', %al; out %al, (%dx); hlt
+
+
+def test_a_guest_in_long_mode_ends_with_its_debug_exit_code() -> None:
+    with Machine(memory="16M") as machine:
+        machine.load(assemble("mov $42, %al; out %al, $0xf4"), mode="long")
+        result = machine.run()
+    assert result.stop == DebugExitWritten(42)
+    assert result.exit_code == 85
+    assert result.status == 85
+    assert result.report == ""
+
+
+def test_a_flat_binary_starts_in_real_mode_and_prints() -> None:
+    printed: list[bytes] = []
+    with Machine("1M", serial_output=printed.append) as machine:
+        machine.load(PRINT_A)
+        result = machine.run()
+    assert result.stop == Halted()
+    assert result.status == 0
+    assert result.serial.text == "A"
+    assert printed == [b"A"]
+    assert result.registers.rip == 0x8000 + len(PRINT_A)
+    assert IoOut(0x3F8, 1, 1, b"A") in result.last_exits
+
+
+@pytest.mark.parametrize("code", [SPIN, STORM], ids=["jmp .", "exit storm"])
+def test_a_time_limit_ends_a_guest_that_never_stops(code: bytes) -> None:
+    with Machine("1M") as machine:
+        machine.load(code)
+        result = machine.run(timeout=0.15)
+    assert result.stop == TimedOut(0.15)
+    assert result.status == 124
+    assert "time limit of 0.15 s" in result.report
+
+
+def test_the_report_of_an_endless_loop_names_it() -> None:
+    with Machine("1M") as machine:
+        machine.load(SPIN)
+        assert "jumps to itself" in machine.run(timeout=0.1).report
+
+
+def test_a_guest_goes_on_when_it_is_run_again() -> None:
+    with Machine("1M") as machine:
+        machine.load(b"\xf4" + PRINT_A)
+        assert machine.run().serial.text == ""
+        assert machine.run().serial.text == "A"
+
+
+def test_a_timed_out_guest_goes_on_when_it_is_run_again() -> None:
+    with Machine("1M") as machine:
+        machine.load(b"\x80\x3e\x00\x90\x00\x74\xf9\xf4")  # 1: cmpb $0, 0x9000; je 1b; hlt
+        assert isinstance(machine.run(timeout=0.1).stop, TimedOut)
+        machine.memory.write_u8(0x9000, 1)
+        assert machine.run().stop == Halted()
+
+
+def test_input_reaches_a_polling_guest() -> None:
+    keys = [b"x"]
+    poll = b"\xba\xfd\x03\xec\xa8\x01\x74\xfb\xba\xf8\x03\xec\xf4"  # 1: in LSR; test $1; jz 1b; in RBR; hlt
+    with Machine("1M", serial_input=lambda limit: keys.pop() if keys else b"") as machine:
+        machine.load(poll)
+        assert machine.run().registers.rax & 0xFF == ord("x")
+
+
+def test_registers_are_true_in_the_middle_of_an_input() -> None:
+    class Stopper:
+        name = "stopper"
+
+        def __init__(self) -> None:
+            self.machine: Machine | None = None
+
+        def read(self, offset: int, size: int) -> bytes:
+            assert self.machine is not None
+            self.machine.stop()
+            return b"\x5a"
+
+        def write(self, offset: int, data: bytes) -> None:
+            pass
+
+    stopper = Stopper()
+    with Machine("1M") as machine:
+        stopper.machine = machine
+        machine.pio.register(stopper, 0x60, 1)
+        machine.load(b"\xe4\x60\xf4")  # in $0x60, %al; hlt
+        result = machine.run()
+    assert result.stop == Stopped()
+    assert result.registers.rax & 0xFF == 0x5A
+    assert result.registers.rip == 0x8002
+
+
+def test_a_triple_fault_is_explained() -> None:
+    with Machine() as machine:
+        machine.load(assemble("ud2"), mode="long")
+        result = machine.run()
+    assert isinstance(result.stop, Crashed)
+    assert result.stop.exit == Shutdown()
+    assert result.status == 125
+    for words in ("triple fault", "no IDT was loaded", "ud2", "PML4", "rip", "cr0"):
+        assert words in result.report
+
+
+def test_an_instruction_that_kvm_cannot_emulate_is_shown() -> None:
+    # An operand outside all memory slots makes every host's KVM emulate, and no emulator of KVM's has popcnt.
+    with Machine() as machine:
+        machine.load(assemble("mov $0xe0000000, %ebx; popcnt (%rbx), %eax; hlt"), mode="long")
+        result = machine.run()
+    assert isinstance(result.stop, Crashed)
+    assert isinstance(result.stop.exit, InternalError)
+    assert "popcnt" in result.report
+
+
+def test_a_jump_into_nothing_is_explained() -> None:
+    with Machine("1M") as machine:
+        machine.load(assemble("mov $0x90000000, %eax; jmp *%rax"), mode="long", load=None)
+        result = machine.run(timeout=1)
+    assert "0x90000000" in result.report
+    assert "no memory" in result.report
+
+
+def test_unclaimed_accesses_are_reported_once_and_read_as_ones() -> None:
+    seen: list[str] = []
+    with Machine("1M", on_unclaimed=lambda access: seen.append(str(access))) as machine:
+        machine.load(b"\xe4\x60\xe4\x60\xf4")  # in $0x60, %al; in $0x60, %al; hlt
+        result = machine.run()
+    assert result.registers.rax & 0xFF == 0xFF
+    assert len(seen) == 1
+    assert "0x60" in seen[0]
+
+
+def test_unclaimed_accesses_can_be_made_an_error() -> None:
+    with Machine("1M", strict_io=True) as machine:
+        machine.load(b"\xe4\x60\xf4")
+        with pytest.raises(UnclaimedAccessError, match="0x60"):
+            machine.run()
+        assert machine.result(Stopped()).last_exits[-1] == IoIn(0x60, 1, 1)
+
+
+def test_a_run_is_stopped_from_another_thread() -> None:
+    with Machine("1M") as machine:
+        machine.load(SPIN)
+        timer = threading.Timer(0.05, machine.stop)
+        timer.start()
+        assert machine.run(timeout=30).stop == Stopped()
+        timer.join()
+
+
+def test_a_stop_before_the_run_is_not_lost() -> None:
+    with Machine("1M") as machine:
+        machine.load(SPIN)
+        machine.stop()
+        assert machine.run(timeout=30).stop == Stopped()
+
+
+def test_closing_ends_a_run_on_another_thread() -> None:
+    machine = Machine("1M")
+    machine.load(SPIN)
+    ended: list[object] = []
+    runner = threading.Thread(target=lambda: ended.append(machine.run(timeout=30).stop))
+    runner.start()
+    while not machine.is_running:
+        pass
+    machine.close()
+    runner.join()
+    assert ended == [Stopped()]
+
+
+def test_a_machine_runs_on_one_thread_at_a_time() -> None:
+    with Machine("1M") as machine:
+        machine.load(SPIN)
+        runner = threading.Thread(target=machine.run, args=(30,))
+        runner.start()
+        while not machine.is_running:
+            pass
+        with pytest.raises(InUseError, match="another thread"):
+            machine.run()
+        machine.stop()
+        runner.join()
+
+
+def test_a_device_cannot_close_the_machine_it_runs_in() -> None:
+    class Closer:
+        name = "closer"
+
+        def __init__(self, machine: Machine) -> None:
+            self.machine = machine
+
+        def read(self, offset: int, size: int) -> bytes:
+            return bytes(size)
+
+        def write(self, offset: int, data: bytes) -> None:
+            self.machine.close()
+
+    with Machine("1M") as machine:
+        machine.pio.register(Closer(machine), 0x60, 1)
+        machine.load(b"\xe6\x60\xf4")
+        with pytest.raises(InUseError, match="stop"):
+            machine.run()
+
+
+def test_a_closed_machine_says_so() -> None:
+    machine = Machine("1M")
+    machine.close()
+    machine.close()
+    for call in (machine.run, machine.stop, lambda: machine.load(SPIN), lambda: machine.registers):
+        with pytest.raises(ClosedError, match="closed"):
+            call()
+
+
+def test_memory_of_ones_own_survives_the_machine() -> None:
+    with GuestMemory("1M") as memory:
+        with Machine(memory) as machine:
+            machine.load(b"\xc6\x06\x00\x90\x2a\xf4")  # movb $42, 0x9000; hlt
+            with pytest.raises(InUseError):
+                memory.close()
+            machine.run()
+        assert memory.read_u8(0x9000) == 42
+
+
+def test_a_rom_cannot_be_written_by_the_guest() -> None:
+    with GuestMemory("1M") as memory:
+        memory.add_rom(0xF0000000, b"\xaa" * 4096, name="rom")
+        with Machine(memory) as machine:
+            machine.load(assemble("mov $0xf0000000, %eax; movb $1, (%rax); mov (%rax), %bl; hlt"), mode="long")
+            result = machine.run()
+        assert result.registers.rbx & 0xFF == 0xAA
+
+
+def test_memory_above_the_hole_is_reachable_from_long_mode() -> None:
+    with Machine("4G") as machine:
+        assert [region.gpa for region in machine.memory.regions] == [0, 1 << 32]
+
+
+@pytest.mark.parametrize("mode", [Mode.REAL, Mode.PROTECTED, Mode.LONG])
+def test_every_mode_runs_code(mode: Mode) -> None:
+    with Machine() as machine:
+        machine.load(b"\xb0\x07\xe6\xf4\xf4", mode=mode)  # mov $7, %al; out %al, $0xf4; hlt
+        assert machine.run().exit_code == 15
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+def test_long_mode_starts_in_the_ring_asked_for(ring: int) -> None:
+    with Machine() as machine:
+        machine.load(b"\xeb\xfe", mode="long", ring=ring)
+        assert machine.run(timeout=0.1).sregs.ss.dpl == ring
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"mode": "quantum"}, "quantum"),
+        ({"mode": "long", "ring": 1}, "ring"),
+        ({"mode": "real", "ring": 3}, "ring"),
+        ({"mode": "long", "page_size": 12345}, "page"),
+    ],
+)
+def test_states_that_do_not_exist_are_refused(arguments: dict[str, object], words: str) -> None:
+    with Machine() as machine, pytest.raises(ConfigurationError, match=words):
+        machine.load(SPIN, **arguments)  # type: ignore[arg-type]
+
+
+def test_an_image_outside_memory_is_refused() -> None:
+    with Machine("1M") as machine, pytest.raises(ImageError, match="0x200000"):
+        machine.load(SPIN, mode="long", load=0x200000)
+
+
+def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with Machine("1M") as machine, pytest.raises(ImageError, match="nosuch"):
+        machine.load(tmp_path / "nosuch.bin")
+
+
+@pytest.mark.parametrize("memory", [0, -4096, 4097, "lots", 1 << 60])
+def test_memory_that_cannot_be_is_refused(memory: int | str) -> None:
+    with pytest.raises((GuestMemoryError, ConfigurationError)):
+        Machine(memory)
+
+
+def test_an_interrupted_run_can_be_explained() -> None:
+    with Machine("1M") as machine:
+        machine.load(SPIN)
+        machine.run(timeout=0.1)
+        result = machine.result(Interrupted())
+    assert result.status == 130
+    assert "rip" in result.report
+
+
+def test_sequential_machines_leave_nothing_behind() -> None:
+    def descriptors_and_mappings() -> tuple[int, int]:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), len(Path("/proc/self/maps").read_text().splitlines())
+
+    def cycle() -> None:
+        with Machine("1M") as machine:
+            machine.load(PRINT_A)
+            machine.run()
+
+    cycle()
+    before = descriptors_and_mappings()
+    for _ in range(50):
+        cycle()
+    after = descriptors_and_mappings()
+    assert after[0] == before[0]
+    assert after[1] <= before[1] + 2  # the allocator may map an arena of its own
