@@ -136,8 +136,8 @@ def test_an_instruction_that_kvm_cannot_emulate_is_shown() -> None:
 
 
 def test_a_jump_into_nothing_is_explained() -> None:
-    with Machine("1M") as machine:
-        machine.load(assemble("mov $0x90000000, %eax; jmp *%rax"), mode="long", load=None)
+    with Machine() as machine:
+        machine.load(assemble("mov $0x90000000, %eax; jmp *%rax"), mode="long")
         result = machine.run(timeout=1)
     assert "0x90000000" in result.report
     assert "no memory" in result.report
