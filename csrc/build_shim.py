@@ -119,8 +119,11 @@ def build_extension(output: Path, *, sanitize: bool = False) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pykvm-shim-") as scratch:
         shutil.copy(CSRC / "shim.c", scratch)
-        built = make_builder(sanitize=sanitize).compile(tmpdir=scratch)
-        shutil.copy(built, output / Path(built).name)
+        built = Path(make_builder(sanitize=sanitize).compile(tmpdir=scratch))
+        # Replaced, not overwritten: a process may have the old one mapped.
+        beside = output / f".{built.name}.new"
+        shutil.copy(built, beside)
+        beside.replace(output / built.name)
 
 
 def build_guests(output: Path) -> None:

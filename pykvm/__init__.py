@@ -1,7 +1,7 @@
 """pykvm: learn, run and test on raw KVM.
 
-Two layers: ``pykvm.kvm`` is KVM's interface, one method per ioctl, and ``Machine`` is the comfortable one. The names below are
-imported when first used, so that ``import pykvm`` costs next to nothing.
+Two layers: ``pykvm.kvm`` is KVM's interface, one method per ioctl, and ``Machine`` is the comfortable one. The names
+below are imported when first used, so that ``import pykvm`` costs next to nothing.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ __all__ = [
     "MalformedExitError",
     "PagingError",
     "PykvmError",
-    "UnclaimedAccessError",
     "UnansweredReadError",
+    "UnclaimedAccessError",
 ]
 
 
@@ -50,6 +50,9 @@ class KvmError(PykvmError, OSError):
     def __str__(self) -> str:
         return str(self.strerror)
 
+    def __reduce__(self) -> tuple[type[KvmError], tuple[str, int | None, str, str]]:
+        return type(self), (self.ioctl, self.errno, self.arguments, self.explanation)
+
 
 class KvmUnavailableError(PykvmError):
     """KVM cannot be used on this host at all. ``reason`` says why, ``remedy`` how to mend it (may be empty)."""
@@ -57,7 +60,10 @@ class KvmUnavailableError(PykvmError):
     def __init__(self, reason: str, remedy: str = "") -> None:
         self.reason = reason
         self.remedy = remedy
-        super().__init__(f"{reason}\n{remedy}" if remedy else reason)
+        super().__init__(reason, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.reason}\n{self.remedy}" if self.remedy else self.reason
 
 
 class ClosedError(PykvmError):
@@ -105,7 +111,10 @@ class UnclaimedAccessError(BusError):
 
     def __init__(self, message: str, address: int) -> None:
         self.address = address
-        super().__init__(message)
+        super().__init__(message, address)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ConfigurationError(PykvmError):

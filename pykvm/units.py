@@ -17,13 +17,13 @@ from typing import NewType
 from pykvm.errors import ConfigurationError
 
 __all__ = [
+    "PAGE_SIZE",
+    "GiB",
     "Gpa",
     "Gva",
     "Hva",
     "KiB",
     "MiB",
-    "GiB",
-    "PAGE_SIZE",
     "align_down",
     "align_up",
     "format_size",

@@ -1,4 +1,4 @@
-"""The machine: the only place that knows both KVM and devices. ``Machine`` ties them together, ``RunLoop`` runs them."""
+"""The machine: the only layer that knows both KVM and devices. ``Machine`` ties them, ``RunLoop`` runs them."""
 
 from pykvm.machine.machine import DEFAULT_TIMEOUT, Machine, RunResult
 from pykvm.machine.observer import LastExits, Observer, describe_exit

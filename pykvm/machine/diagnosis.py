@@ -146,7 +146,7 @@ def _legacy_paging(scene: Scene) -> str | None:
     paged = scene.sregs.cr0 & Cr0.PG.value and not scene.sregs.efer & Efer.LMA.value
     if _is_shutdown(scene) and paged:
         kind = "PAE" if scene.sregs.cr4 & Cr4.PAE.value else "32-bit"
-        return f"{kind} paging is on: some hosts' KVM cannot run that at all; 'pykvm doctor --probe' says whether this one can"
+        return f"{kind} paging is on, which some hosts' KVM cannot run; 'pykvm doctor --probe' says if this one can"
     return None
 
 

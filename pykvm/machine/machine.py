@@ -51,8 +51,8 @@ MMIO_SPACE = 1 << 52  # the widest guest-physical address that x86 allows (MAXPH
 class RunResult:
     """What a run came to.
 
-    ``stop`` says why it ended; ``exits`` counts the exits of this run and ``last_exits`` holds the last few; ``report`` is the
-    explanation in words of a crash or a time-out, else empty; ``duration`` is in seconds.
+    ``stop`` says why it ended; ``exits`` counts the exits of this run and ``last_exits`` holds the last few;
+    ``report`` is the explanation in words of a crash or a time-out, else empty; ``duration`` is in seconds.
     """
 
     stop: Stop
@@ -80,8 +80,8 @@ class Machine:
     """A PC with one CPU, RAM from address 0 on, a serial port, and a way out.
 
     ``memory`` is a size (``"16M"``, bytes) or a GuestMemory of one's own, which stays the caller's to close.
-    ``serial_output`` gets what the guest prints as it comes, ``serial_input(n)`` is asked for up to n bytes when the guest
-    looks for some, and must not block. ``strict_io`` makes an access that no device claims an error.
+    ``serial_output`` gets what the guest prints as it comes, ``serial_input(n)`` is asked for up to n bytes when the
+    guest looks for some, and must not block. ``strict_io`` makes an access that no device claims an error.
 
     The standard devices: a 16550A at ports 0x3f8 to 0x3ff and again at guest-physical 0xd0000000; debug exit at port
     0xf4; debug console at 0xe9; POST code at 0x80. More go onto ``pio`` and ``mmio``.
@@ -136,10 +136,10 @@ class Machine:
     ) -> None:
         """Put ``image`` into memory and set the CPU up to start it.
 
-        ``image`` is an Image, the path of a file (ELF, assembly source or flat binary), or the bytes of a flat binary. ``mode`` is
-        the state the CPU starts in, by default the image's own; ``ring`` 3 starts it unprivileged, in
-        protected and long mode; ``page_size`` is that of the page tables made for paged modes, in bytes. ``entry`` (an address or a symbol) and ``load`` (a guest-physical address) override the
-        image's.
+        ``image`` is an Image, the path of a file (ELF, assembly source or flat binary), or the bytes of a flat
+        binary. ``mode`` is the state the CPU starts in, by default the image's own; ``ring`` 3 starts it
+        unprivileged, in protected and long mode; ``page_size`` is that of the page tables made for paged modes, in
+        bytes. ``entry`` (an address or a symbol) and ``load`` (a guest-physical address) override the image's.
 
         Raises: ImageError, AssemblerError, ConfigurationError, GuestMemoryError, PagingError.
         """
@@ -182,7 +182,7 @@ class Machine:
         self.vcpu.kick()
 
     def result(self, stop: Stop, exits: int = 0, duration: float = 0.0) -> RunResult:
-        """Return the state of the machine as the result of a run that ended with ``stop``, explained where it is due."""
+        """Return the machine's state as the result of a run that ended with ``stop``, explained where it is due."""
         self._check_open()
         self._loop.settle()
         registers, sregs = self.vcpu.get_regs(), self.vcpu.get_sregs()

@@ -4,8 +4,8 @@ This is the trip that everything else is built around:
 
     KVM_RUN -> exit -> observers -> bus -> device -> answer -> KVM_RUN
 
-The vCPU is known by a protocol, so that a scripted one can stand in for KVM's. See: Documentation/virt/kvm/api.rst, section
-5, for what each exit wants. Leaves out so far: several vCPUs, interrupts.
+The vCPU is known by a protocol, so that a scripted one can stand in for KVM's. See: Documentation/virt/kvm/api.rst,
+section 5, for what each exit wants. Leaves out so far: several vCPUs, interrupts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TICK = 0.1
 
 # How many more exits the last instruction may want before a stopped machine's registers are read (``rep insb`` comes in
 # parts). A hostile guest's instruction wants 2**64 of them, and is left where it is.
-SETTLE_LIMIT = 1000
+SETTLE_LIMIT = 64
 
 
 class VcpuProtocol(Protocol):
@@ -188,8 +188,8 @@ class RunLoop:
 class DeferredInterrupt:
     """Puts Ctrl-C off until ``check()``, so that it never breaks into a device in the middle of an answer.
 
-    The signal itself takes the vCPU out of KVM_RUN, so the delay is nothing; a second Ctrl-C does not wait, for the sake
-    of devices that hang. Only on the main thread, and only where nobody has a SIGINT handler of their own.
+    The signal itself takes the vCPU out of KVM_RUN, so the delay is nothing; a second Ctrl-C does not wait, for the
+    sake of devices that hang. Only on the main thread, and only where nobody has a SIGINT handler of their own.
     """
 
     def __init__(self) -> None:

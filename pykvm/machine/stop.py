@@ -1,7 +1,7 @@
 """Why a run ended: one frozen dataclass per reason, and the exit status each has on the command line.
 
-The statuses are the contract that ``docs/reference`` and ``pykvm run --help`` state. Leaves out what the guest did before: see
-``RunResult``.
+The statuses are the contract that docs/design.md and ``pykvm run --help`` state. Leaves out what the guest did
+before: see ``RunResult``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DebugExitWritten:
 
     @property
     def exit_code(self) -> int:
-        """Return what QEMU's isa-debug-exit makes of the value: ``(value << 1) | 1``, of which a status keeps 8 bits."""
+        """Return what QEMU's isa-debug-exit makes of it: ``(value << 1) | 1``; an exit status keeps 8 bits of that."""
         return (self.value << 1) | 1
 
     def __str__(self) -> str:

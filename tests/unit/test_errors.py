@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 
 import pytest
 
@@ -54,3 +55,20 @@ def test_errors_carry_the_address_they_are_about() -> None:
     assert (memory.address, memory.region, str(memory)) == (0x5000, None, "0x5000 is in no region")
     assert PagingError("not mapped", 0x1000).address == 0x1000
     assert UnclaimedAccessError("port 0x10 is unclaimed", 0x10).address == 0x10
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KvmError("KVM_RUN", errno.EBADF, "vcpu=0", "no such descriptor"),
+        KvmUnavailableError("/dev/kvm is missing", "load the module"),
+        GuestMemoryError("0x5000 is in no region", 0x5000),
+        PagingError("not mapped", 0x1000),
+        UnclaimedAccessError("port 0x10 is unclaimed", 0x10),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_survive_the_way_to_another_process(error: PykvmError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
