@@ -151,9 +151,22 @@ class Machine:
             image = open_image(image, mode=chosen, load=load, entry=entry)
         image.load(self.memory)
         self._image = image
-        self._start_at(
+        self.set_state(
             set_up(chosen or image.mode, self._reset_sregs, self.memory, image.entry, ring=ring, page_size=page_size)
         )
+
+    def set_state(self, state: CpuState) -> None:
+        """Set the CPU's registers, for instance to what ``pykvm.x86.reset_vector`` returns.
+
+        Raises: ConfigurationError that says in words why KVM refuses them.
+        """
+        self._check_open()
+        try:
+            self.vcpu.set_sregs(state.sregs)
+            self.vcpu.set_regs(state.regs)
+        except KvmError as error:
+            problems = check(state.regs, state.sregs)
+            raise ConfigurationError("\n".join([str(error), *(f"  {problem}" for problem in problems)])) from error
 
     def run(self, timeout: float | None = DEFAULT_TIMEOUT) -> RunResult:
         """Run the guest until it stops, or for ``timeout`` seconds (None: no limit), and say what it came to.
@@ -265,14 +278,6 @@ class Machine:
     def _take_request(self) -> Stop | None:
         request, self._requested = self._requested, None
         return request
-
-    def _start_at(self, state: CpuState) -> None:
-        try:
-            self.vcpu.set_sregs(state.sregs)
-            self.vcpu.set_regs(state.regs)
-        except KvmError as error:
-            problems = check(state.regs, state.sregs)
-            raise ConfigurationError("\n".join([str(error), *(f"  {problem}" for problem in problems)])) from error
 
     def _check_open(self) -> None:
         if self._closed:

@@ -20,6 +20,7 @@ from pykvm.errors import (
 )
 from pykvm.kvm import InternalError, IoIn, IoOut, Shutdown
 from pykvm.machine import Crashed, DebugExitWritten, Halted, Interrupted, Stopped, TimedOut
+from pykvm.x86 import Cr0, real_mode, reset_vector
 
 SPIN = b"\xeb\xfe"  # jmp .
 STORM = b"\xe6\x80\xeb\xfc"  # 1: out %al, $0x80; jmp 1b
@@ -249,6 +250,25 @@ def test_a_rom_cannot_be_written_by_the_guest() -> None:
             machine.load(assemble("mov $0xf0000000, %eax; movb $1, (%rax); mov (%rax), %bl; hlt"), mode="long")
             result = machine.run()
         assert result.registers.rbx & 0xFF == 0xAA
+
+
+def test_a_rom_at_the_reset_vector_is_what_runs_first() -> None:
+    rom = (b"\xb0\x15\xe6\xf4\xf4" + bytes(4096)).ljust(0x10000, b"\x00")  # mov $21, %al; out %al, $0xf4; hlt
+    rom = rom[:0xFFF0] + b"\xe9\x0d\x00"  # at 0xfff0: jmp 0x0000, the offset wraps within 64 KiB
+    with GuestMemory("1M") as memory:
+        top = memory.add_rom(0xFFFF0000, rom, name="bios")
+        memory.add_alias(0x100000, top, name="bios below")
+        with Machine(memory) as machine:
+            machine.set_state(reset_vector(machine.vcpu.get_sregs()))
+            assert machine.run().exit_code == 43
+
+
+def test_a_state_that_kvm_refuses_is_explained() -> None:
+    with Machine("1M") as machine:
+        state = real_mode(machine.vcpu.get_sregs())
+        state.sregs.cr0 |= Cr0.PG.value
+        with pytest.raises(ConfigurationError, match="PG is set without PE"):
+            machine.set_state(state)
 
 
 def test_memory_above_the_hole_is_reachable_from_long_mode() -> None:

@@ -141,7 +141,7 @@ def test_what_nobody_claims_reads_as_all_ones() -> None:
 
 
 def test_msr_accesses_nobody_handles_are_refused() -> None:
-    exits = [Rdmsr(0x1234, 1), Wrmsr(0x1234, 5, 1)]
+    exits: list[Exit] = [Rdmsr(0x1234, 1), Wrmsr(0x1234, 5, 1)]
     script = Script([*exits, Hlt()])
     make_loop(script)[0].run(None)
     assert script.refused == exits
@@ -175,13 +175,13 @@ def test_exits_that_nobody_can_go_on_from_are_crashes(exit: Exit) -> None:
 
 
 def test_exits_for_information_do_not_end_the_run() -> None:
-    exits = [Intr(), Nmi(), IrqWindowOpen(), SetTpr(), TprAccess(0, False), IoapicEoi(3), BusLock()]
+    exits: list[Exit] = [Intr(), Nmi(), IrqWindowOpen(), SetTpr(), TprAccess(0, False), IoapicEoi(3), BusLock()]
     assert make_loop(Script([*exits, Hlt()]))[0].run(None) == Halted()
 
 
 def test_observers_see_every_exit_before_it_is_handled() -> None:
     watcher = Watcher()
-    exits = [IoOut(0x10, 1, 1, b"x"), IoIn(0x10, 1, 1), Hlt()]
+    exits: list[Exit] = [IoOut(0x10, 1, 1, b"x"), IoIn(0x10, 1, 1), Hlt()]
     make_loop(Script(exits), watcher=watcher)[0].run(None)
     assert watcher.exits == exits
     assert watcher.ticks >= 1
