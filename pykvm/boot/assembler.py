@@ -1,14 +1,16 @@
 """Assembly and C sources into ELF files, by GNU as, ld and gcc.
 
-Real-mode code is linked for 0x8000 and all other code for 0x100000 (``pykvm.memory.layout``), unless somebody says otherwise:
+Real-mode code is linked for 0x8000 and all other code for 0x100000 (``pykvm.memory.layout``), unless somebody says
+otherwise:
 
     .text                                    as     ld
     .rodata   guest.S  --(.include: -I)-->  guest.o  -->  guest.elf   two segments, one behind the other:
     .data                                                             .text .rodata | .data .bss
     .bss
 
-The entry is ``_start``, or the start of .text. The package's build uses this module before any of pykvm's dependencies are
-installed, so that it imports nothing but the standard library, and a CPU mode is its name here ("real", "long").
+The entry is ``_start``, or the start of .text. The package's build uses this module before any of pykvm's
+dependencies are installed, so that it imports nothing but the standard library, and a CPU mode is its name here
+("real", "long").
 
 See: the manuals of GNU as (section "i386-Dependent", .code16) and GNU ld (section "Linker Scripts"). Leaves out the C
 preprocessor: a ``.S`` file has ``.include``, ``.set`` and ``.macro``, and needs no compiler.
@@ -48,10 +50,10 @@ PACKAGES = {"as": "binutils", "ld": "binutils", "gcc": "gcc"}
 AS_STDIN = "{standard input}"
 
 # No red zone, for an interrupt would overwrite it; no SSE, for nobody has enabled it; nothing that needs a library.
-CFLAGS = (
-    "-ffreestanding -fno-pic -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none "
-    "-mgeneral-regs-only -mno-red-zone -O2 -g -Wall -Wextra -Werror"
-).split()
+CFLAGS = [
+    *("-ffreestanding", "-fno-pic", "-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
+    *("-fcf-protection=none", "-mgeneral-regs-only", "-mno-red-zone", "-O2", "-g", "-Wall", "-Wextra", "-Werror"),
+]
 # -n: .data follows .rodata at once, not on a page of its own, which 16-bit code might not reach.
 LDFLAGS = ["-n", "-nostdlib", "-static", "--build-id=none", "-z", "noexecstack"]
 
@@ -83,8 +85,8 @@ def build_source(
 ) -> str:
     """Assemble the file ``source`` and link it as the ELF file ``output``; return the mode's name.
 
-    ``mode`` is by default what the first ``.code16``, ``.code32`` or ``.code64`` says, else "long"; ``load`` is the address to
-    link for; ``include`` are folders for ``.include`` to search after the source's own. Raises: AssemblerError.
+    ``mode`` is by default what ``mode_of`` finds in it; ``load`` is the address to link for; ``include`` are folders
+    for ``.include`` to search after the source's own. Raises: AssemblerError.
     """
     text = _read(source)
     mode = mode or mode_of(text)
@@ -128,16 +130,16 @@ def build_directory(
 
 
 def mode_of(text: str) -> str:
-    """Return the name of the mode that the assembly source ``text`` starts in: its first ``.code16``, ``.code32`` or ``.code64``.
+    """Return the name of the mode that the assembly source ``text`` starts in.
 
-    Without one it is "long".
+    The first ``.code16``, ``.code32`` or ``.code64`` decides; without one it is "long".
     """
     widths = _code_widths(text)
     return MODE_OF_WIDTH[widths[0]] if widths else "long"
 
 
-# A directive starts a statement: it follows the start of a line, a label or a semicolon. Comments and strings come first
-# in the pattern, so that what stands in them is passed over.
+# A directive starts a statement: it follows the start of a line, a label or a semicolon. Comments and strings come
+# first in the pattern, so that what stands in them is passed over.
 _CODE = re.compile(
     r'/\*.*?\*/ | \#[^\n]* | "(?:\\.|[^"\\\n])*" | (?:^|[;:])[ \t]*\.code(?P<width>16|32|64)(?:gcc)?\b',
     re.VERBOSE | re.DOTALL | re.MULTILINE,
@@ -172,6 +174,8 @@ def _toolchain(
 ) -> Iterator[_Toolchain]:
     if mode not in MODES:
         raise AssemblerError(f"{mode!r} is no CPU mode: there are {', '.join(MODES)}")
+    for tool in ("as", "ld"):  # before gcc, which needs them too and says so less clearly
+        _find(tool)
     wide = mode == "long" or any("64" in _code_widths(text) for text in sources)
     folders = tuple(f"-I{folder.absolute()}" for folder in include)
     with tempfile.TemporaryDirectory(prefix="pykvm-") as scratch:
@@ -182,9 +186,9 @@ def _toolchain(
 class _Toolchain:
     """One use of the tools: they run in ``home``, the folder of the sources, and objects collect in ``scratch``.
 
-    ``wide`` says whether objects are ELF64; they are if any source has 64-bit code, for whatever mode it starts in: an ELF32
-    file cannot hold all of such code's references. ``strict`` makes warnings errors, and keeps the name of ``home`` out
-    of the debugging information.
+    ``wide`` says whether objects are ELF64; they are if any source has 64-bit code, for whatever mode it starts in: an
+    ELF32 file cannot hold all of such code's references. ``strict`` makes warnings errors, and keeps the name of
+    ``home`` out of the debugging information.
     """
 
     mode: str
@@ -218,7 +222,7 @@ class _Toolchain:
 
     def link(self, output: Path, script: Path) -> None:
         emulation = "elf_x86_64" if self.wide else "elf_i386"
-        objects = [path.name for path in sorted(self.scratch.glob("*.o"))]
+        objects = [f"./{path.name}" for path in sorted(self.scratch.glob("*.o"))]
         options = ["-m", emulation, *LDFLAGS, "-T", str(script.absolute()), "-o", str(output.absolute())]
         self._run("ld", [*options, *objects], folder=self.scratch)
 
@@ -226,7 +230,7 @@ class _Toolchain:
         options = ["--64" if self.wide else "--32", "-g", *self.include]
         if self.strict:
             options += ["--fatal-warnings", "--debug-prefix-map", f"{self.home.absolute()}=."]
-        # A first source of one line sets the code width where the second leaves it to the mode: the format knows no 16 bits.
+        # A first source of one line sets the code width for the second, which may leave it to the mode.
         prelude = self.scratch / "prelude.s"
         prelude.write_text({"real": ".code16\n", "long": ".code64\n"}.get(self.mode, ".code32\n"))
         _warn(self._run("as", [*options, "-o", self._object(name), str(prelude), source], text))
@@ -245,12 +249,17 @@ class _Toolchain:
         return said
 
 
-def _run_tool(tool: str, arguments: Sequence[str], text: str | None, folder: Path) -> subprocess.CompletedProcess[str]:
+def _find(tool: str) -> str:
     path = shutil.which(tool)
     if path is None:
         package = PACKAGES[tool]
         raise AssemblerError(f"GNU {tool} is not installed; on Debian or Ubuntu: sudo apt-get install {package}")
-    command = ["/bin/sh", "-c", f'ulimit -c 0; ulimit -f {MAX_OUTPUT // 512}; exec "$@"', "sh", path, *arguments]
+    return path
+
+
+def _run_tool(tool: str, arguments: Sequence[str], text: str | None, folder: Path) -> subprocess.CompletedProcess[str]:
+    limits = f"ulimit -c 0; ulimit -f {MAX_OUTPUT // 512}"
+    command = ["/bin/sh", "-c", f'{limits}; exec "$@"', "sh", _find(tool), *arguments]
     try:
         return subprocess.run(
             command,

@@ -24,6 +24,7 @@ __all__ = [
     "build_all",
     "bundled_guests",
     "find_guest",
+    "probe_settings",
     "read_guest",
     "suggest",
 ]
@@ -37,8 +38,8 @@ IMAGE = "guest.elf"
 class Expectation:
     """What a guest does when all is well.
 
-    ``stop`` is "halted", "debug-exit", "shutdown" (a triple fault), "crash" or "timeout"; ``exits`` are names of exit classes
-    that must appear; ``exit_code`` is None for a guest that does not write to the debug-exit port.
+    ``stop`` is "halted", "debug-exit", "shutdown" (a triple fault), "crash" or "timeout"; ``exits`` are names of exit
+    classes that must appear; ``exit_code`` is None for a guest that does not write to the debug-exit port.
     """
 
     status: int
@@ -52,8 +53,9 @@ class Expectation:
 class BundledGuest:
     """A guest of ``guests/``: its name (``09-hello``), how to start it, and what to expect.
 
-    ``mode`` and ``ring`` are the state the CPU starts in, ``memory`` a size such as "1M", ``timeout`` seconds, ``needs`` the
-    probes that must succeed on a host for the guest to run there, ``input`` what its serial port receives.
+    ``mode`` and ``ring`` are the state the CPU starts in, ``memory`` a size such as "1M", ``timeout`` seconds,
+    ``needs`` the probes that must succeed on a host for the guest to run there, ``input`` what its serial port
+    receives.
     """
 
     name: str
@@ -128,12 +130,12 @@ def read_guest(folder: Path) -> BundledGuest:
                 exit_code=expect.get("exit_code"),
             ),
         )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ImageError(f"{folder.name}/{SETTINGS} cannot be used: {error!r}") from error
 
 
 def build_all(source: Path, output: Path) -> None:
-    """Assemble every guest below ``source`` and every probe in ``source/probes`` into ``output``, which is made anew."""
+    """Assemble the guests below ``source``, and the probes in ``source/probes``, into ``output``, made anew."""
     shutil.rmtree(output, ignore_errors=True)
     library = source / "lib"
     shutil.copytree(library, output / "lib")

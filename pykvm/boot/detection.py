@@ -1,8 +1,8 @@
-"""From a file's path, or from assembly text, to an ``Image``: what is it, and can it be read at all?
+"""From a file's path, or from assembly text, to an ``Image``: what it is, and whether it can be read at all.
 
 A file is known by its content: ELF by its first four bytes, everything else is taken as a flat binary. Only assembly
-sources go by their name (``.S`` or ``.s``), for they have no mark. What cannot be a guest is refused before a byte of it
-is read: opening a FIFO would wait for ever, /dev/zero has no end. Leaves out how each format is read: see ``elf``,
+sources go by their name (``.S`` or ``.s``), for they have no mark. What cannot be a guest is refused before a byte of
+it is read: opening a FIFO would wait for ever, /dev/zero has no end. Leaves out how each format is read: see ``elf``,
 ``flat`` and ``assembler``.
 """
 
@@ -22,7 +22,7 @@ from pykvm.boot.flat import flat_image
 from pykvm.boot.image import Image, printable
 from pykvm.errors import AssemblerError, ImageError
 from pykvm.units import MiB, format_size
-from pykvm.x86 import Mode
+from pykvm.x86 import Mode, to_mode
 
 __all__ = ["MAX_FILE", "assemble", "open_image"]
 
@@ -49,8 +49,8 @@ def open_image(
 ) -> Image:
     """Return the guest in the file ``path``: an ELF executable, an assembly source, or else a flat binary.
 
-    ``mode`` is what the CPU starts in, by default what the format or the source says; ``load`` the guest-physical address for a
-    flat binary, or the one to link a source for; ``entry`` a linear address or a symbol's name.
+    ``mode`` is what the CPU starts in, by default what the format or the source says; ``load`` the guest-physical
+    address for a flat binary, or the one to link a source for; ``entry`` a linear address or a symbol's name.
 
     Raises: ImageError if it cannot be read or is malformed; AssemblerError.
     """
@@ -77,13 +77,13 @@ def assemble(
 ) -> Image:
     """Return the guest that GNU as and ld make of ``source``: assembly text if it is a str, a file if it is a Path.
 
-    ``mode`` is by default what the first ``.code16``, ``.code32`` or ``.code64`` says, else long mode; ``load`` the address to link
-    for; ``entry`` a linear address or a symbol, by default ``_start`` or else the first instruction. ``include`` are
-    folders for ``.include``, after the source's own and before the bundled guests' ``lib``.
+    ``mode`` is by default what the first ``.code16``, ``.code32`` or ``.code64`` says, else long mode; ``load`` the
+    address to link for; ``entry`` a linear address or a symbol, by default ``_start`` or else the first instruction.
+    ``include`` are folders for ``.include``, after the source's own and before the bundled guests' ``lib``.
 
-    Raises: AssemblerError, with the assembler's words; ImageError if the file cannot be read.
+    Raises: AssemblerError, with the assembler's words; ImageError if the file cannot be read; ConfigurationError.
     """
-    wanted = None if mode is None else Mode(mode).value
+    wanted = None if mode is None else to_mode(mode).value
     folders = [*include, BUNDLE / LIBRARY]
     with tempfile.TemporaryDirectory(prefix="pykvm-") as scratch:
         output = Path(scratch) / "guest.elf"
@@ -113,7 +113,7 @@ def _read_file(path: Path, name: str) -> bytes:
     try:
         _check_stat(path.stat(), name)
         # O_NONBLOCK and the second look: the file may have become a FIFO since the first.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             _check_stat(os.fstat(file.fileno()), name)
             data = file.read(MAX_FILE + 1)
     except FileNotFoundError:

@@ -1,11 +1,11 @@
 """ELF files: the executables that linkers for x86 make, 32-bit and 64-bit.
 
-A loader needs little of one: the program headers say which bytes go where, the header says where to start. Symbols are
-read for people, who like ``main+0x12`` better than an address. A file may be hostile: an offset is checked against the file's
-size before it is followed, every table is read once, and nothing is as large as a field claims.
+A loader needs little of one: the program headers say which bytes go where, the header says where to start. Symbols
+are read for people, who like ``main+0x12`` better than an address. A file may be hostile: an offset is checked
+against the file's size before it is followed, every table is read once, and nothing is as large as a field claims.
 
-See: System V ABI, chapters 4 and 5, and its supplements for i386 and x86-64; the records are in ``elf_structs``. Leaves out
-relocation and dynamic linking, which are an operating system's work, and debugging information.
+See: System V ABI, chapters 4 and 5, and its supplements for i386 and x86-64; the records are in ``elf_structs``.
+Leaves out relocation and dynamic linking, which are an operating system's work, and debugging information.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REFUSED_TYPES = {
 
 # A small file can name the same bytes in 65,534 segments, and the same name in a million symbols.
 MAX_DATA = 256 * MiB
-MAX_SYMBOLS = 500_000  # Linux has some 200,000
+MAX_SYMBOLS = 300_000  # Linux has some 200,000
 MAX_NAME = 256
 
 
@@ -54,8 +54,8 @@ def elf_image(
 ) -> Image:
     """Return the ELF file ``data`` as an image: its PT_LOAD segments at their physical addresses, and its symbols.
 
-    ``mode`` is by default long mode for ELF64 and protected mode for ELF32; ``entry``, a linear address or a symbol, takes
-    the place of the file's own. Raises: ImageError if it is not an executable for x86, or is malformed.
+    ``mode`` is by default long mode for ELF64 and protected mode for ELF32; ``entry``, a linear address or a symbol,
+    takes the place of the file's own. Raises: ImageError if it is not an executable for x86, or is malformed.
     """
     return _ElfFile(name, data).image(mode, entry)
 
@@ -156,7 +156,7 @@ class _ElfFile:
         start = strings.offset + offset
         limit = min(start + MAX_NAME, strings.offset + strings.size)
         end = self.data.find(b"\0", start, limit)
-        return printable(self.data[start : limit if end < 0 else end].decode("utf-8", "backslashreplace"))
+        return printable(self.data[start : limit if end < 0 else end].decode("utf-8", "replace"))
 
     # ---- bounds ----
 
@@ -195,7 +195,7 @@ def _names_a_place(entry: SymbolEntry, sections: Sequence[SectionHeader]) -> boo
 
 
 def _with_sizes(named: Sequence[tuple[str, SymbolEntry]], sections: Sequence[SectionHeader]) -> tuple[Symbol, ...]:
-    """Return the sorted symbols; one without a size, as labels in assembly are, reaches to the next or its section's end."""
+    """Return the sorted symbols. A label in assembly has no size: it reaches to the next, or to its section's end."""
     values = [entry.value for _, entry in named]
     symbols = []
     for name, entry in named:

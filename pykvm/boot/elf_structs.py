@@ -10,9 +10,9 @@
     |             |
     +-------------+
 
-A field has the ELF specification's name without its prefix: ``paddr`` is ``p_paddr``. The classes differ in the width of
-addresses, offsets and sizes (4 or 8 bytes) and, in two records, in the order of the fields: ELF64 moves the narrow ones to
-the front, so that the wide ones are aligned.
+A field has the ELF specification's name without its prefix: ``paddr`` is ``p_paddr``. The classes differ in the width
+of addresses, offsets and sizes (4 or 8 bytes) and, in two records, in the order of the fields: ELF64 moves the narrow
+ones to the front, so that the wide ones are aligned.
 
 See: System V ABI, chapters 4 (object files) and 5 (program loading). Leaves out big-endian files: x86 has none.
 """
@@ -102,7 +102,7 @@ class SectionHeader(NamedTuple):
 
 
 class Symbol32(NamedTuple):
-    """Elf32_Sym: ``name`` is an offset in the string table, ``info`` the binding (bits 7 to 4) and the type (3 to 0)."""
+    """Elf32_Sym: ``name`` is an offset in the string table, ``info`` binding (bits 7 to 4) and type (bits 3 to 0)."""
 
     name: int
     value: int

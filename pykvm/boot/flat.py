@@ -1,7 +1,7 @@
 """Flat binaries: the bytes as they are to be in memory, and nothing about where.
 
-Address and mode must come from whoever knows the file; the defaults are real mode's. Leaves out boot sectors, which a BIOS
-would start at 0x7c00: ``load`` can say so.
+Address and mode must come from whoever knows the file; the defaults are real mode's. Leaves out boot sectors, which a
+BIOS would start at 0x7c00: ``load`` can say so.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def flat_image(
 ) -> Image:
     """Return ``data`` as an image that starts at its first byte, or at the linear address ``entry``.
 
-    ``mode`` is real mode by default, ``load`` the guest-physical address of the first byte: by default 0x8000 for real mode,
-    0x100000 for the others. Raises: ImageError.
+    ``mode`` is real mode by default, ``load`` the guest-physical address of the first byte: by default 0x8000 for real
+    mode, 0x100000 for the others. Raises: ImageError.
     """
     if not data:
         raise ImageError(f"{name}: is empty: there is no guest in it")

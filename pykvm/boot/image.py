@@ -151,7 +151,7 @@ def choose_entry(name: str, entry: int | str | None, default: int, symbols: Sequ
 
 
 def printable(name: str) -> str:
-    """Return ``name``, which a stranger chose, with what is not printable escaped: a terminal obeys control characters."""
+    """Return ``name``, which a stranger chose, with what a terminal would obey (control characters) escaped."""
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 

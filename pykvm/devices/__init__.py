@@ -1,5 +1,7 @@
 """The devices of a small PC, and the bus they are plugged into. They know no KVM and no machine."""
 
+from __future__ import annotations
+
 from pykvm.devices import debugcon, debugexit, postcode, serial
 from pykvm.devices.bus import Bus, Range, Unclaimed
 from pykvm.devices.debugcon import DebugConsole

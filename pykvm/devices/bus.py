@@ -1,22 +1,30 @@
 """A bus: which device answers at which address. A PC has two, one of I/O ports and one of memory addresses.
 
-An address that no device claims reads as all ones, for nothing drives the lines, and swallows writes. An access that
-straddles the end of a range is split there, and each part goes where it belongs. See: Intel SDM volume 1, chapter 19
-(I/O ports). Leaves out priorities between devices: ranges cannot overlap.
+An address that no device claims reads as all ones, for nothing pulls the lines down, and a write there is lost. An
+access that straddles the end of a range is split there, and each part goes where it belongs, as here with four bytes
+read from port 0x3fe:
+
+    port     0x3fe   0x3ff   0x400   0x401
+    owner    serial  serial  nobody  nobody
+    answer   MSR     SCR     0xff    0xff
+
+An access that runs over the end of the address space is one more of these: nobody is out there. See: Intel SDM
+volume 1, chapter "Input/Output". Leaves out priorities between devices: ranges cannot overlap.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pykvm.devices.device import Device
 from pykvm.errors import BusError, UnclaimedAccessError
 
-__all__ = ["Bus", "Range", "Unclaimed"]
+__all__ = ["REMEMBERED", "Bus", "Range", "Unclaimed"]
 
-# How many unclaimed addresses are remembered, to report each once. A guest may sweep them all.
+# How many unclaimed addresses are remembered, so as to report each once. A hostile guest sweeps all 2**52 of them;
+# after this many different ones the bus says no more.
 REMEMBERED = 1024
 
 
@@ -47,16 +55,16 @@ class Unclaimed:
     is_write: bool
 
     def __str__(self) -> str:
-        effect = "is lost" if self.is_write else "gives all ones"
-        kind = "write to" if self.is_write else "read from"
-        return f"nothing is at {self.bus} {self.address:#x}: a {kind} it ({self.size} bytes) {effect}"
+        kind, effect = ("write to", "is lost") if self.is_write else ("read from", "gives all ones")
+        size = "1 byte" if self.size == 1 else f"{self.size} bytes"
+        return f"nothing is at {self.bus} {self.address:#x}: a {kind} it ({size}) {effect}"
 
 
 class Bus:
     """Finds the device for an address.
 
-    ``name`` is for messages, ``size`` the number of addresses. ``on_unclaimed`` hears of each address that no device
-    claims, once; with ``strict`` such an access raises instead.
+    ``name`` ("port") is for messages, ``size`` is the number of addresses. ``on_unclaimed`` hears of each address that
+    no device claims, once, and of the first ``REMEMBERED`` of them; with ``strict`` such an access raises instead.
     """
 
     def __init__(
@@ -72,89 +80,92 @@ class Bus:
         self._strict = strict
         self._on_unclaimed = on_unclaimed
         self._reported: set[int] = set()
+        # Sorted by base; the two lists run in parallel, because bisect wants plain numbers to be fast.
         self._bases: list[int] = []
-        self._ranges: dict[int, Range] = {}
+        self._ranges: list[Range] = []
+
+    # ---- plugging in ----
 
     @property
     def ranges(self) -> tuple[Range, ...]:
         """Return what is plugged in, lowest address first."""
-        return tuple(self._ranges[base] for base in self._bases)
+        return tuple(self._ranges)
 
     def register(self, device: Device, base: int, length: int) -> None:
-        """Let ``device`` answer at ``length`` addresses from ``base`` on; one device may have several ranges.
+        """Let ``device`` answer at ``length`` addresses from ``base`` on. A device may have several ranges.
 
         Raises: BusError if the range is empty, leaves the bus, or overlaps another.
         """
+        if length <= 0 or base < 0 or base + length > self.size:
+            wanted = f"{device.name} cannot have {length} addresses from {base:#x} on"
+            raise BusError(f"{wanted}: the {self.name} bus has 0x0-{self.size - 1:#x}")
         new = Range(base, length, device)
-        if length <= 0 or base < 0 or new.end > self.size:
-            raise BusError(
-                f"{device.name} cannot have {length} addresses from {base:#x} on: the {self.name} bus has 0-{self.size - 1:#x}"
-            )
-        for old in self._ranges.values():
-            if base < old.end and old.base < new.end:
-                raise BusError(f"{new} overlaps {old} on the {self.name} bus")
-        insort(self._bases, base)
-        self._ranges[base] = new
+        for old in self._ranges:
+            if new.base < old.end and old.base < new.end:
+                raise BusError(f"{new} overlaps {old} on the {self.name} bus: unregister that, or choose another base")
+        position = bisect_right(self._bases, base)
+        self._bases.insert(position, base)
+        self._ranges.insert(position, new)
 
     def unregister(self, device: Device) -> None:
         """Unplug ``device`` from all its ranges. Raises: BusError if it has none."""
-        bases = [base for base, found in self._ranges.items() if found.device is device]
-        if not bases:
+        remaining = [found for found in self._ranges if found.device is not device]
+        if len(remaining) == len(self._ranges):
             raise BusError(f"{device.name} is not on the {self.name} bus")
-        for base in bases:
-            self._bases.remove(base)
-            del self._ranges[base]
+        self._ranges = remaining
+        self._bases = [found.base for found in remaining]
+
+    # ---- finding and accessing ----
 
     def find(self, address: int) -> Range | None:
         """Return the range that ``address`` is in, or None."""
         position = bisect_right(self._bases, address) - 1
         if position < 0:
             return None
-        found = self._ranges[self._bases[position]]
+        found = self._ranges[position]
         return found if address < found.end else None
 
     def read(self, address: int, size: int) -> bytes:
-        """Return what the guest reads at ``address``: ``size`` bytes, little-endian.
+        """Return what the guest reads at ``address``: ``size`` bytes (1, 2, 4 or 8), little-endian.
 
-        Raises: UnclaimedAccessError on a strict bus; BusError if a device answers with the wrong number of bytes.
+        Raises: UnclaimedAccessError on a strict bus, before any device sees the access; BusError if a device answers
+        with the wrong number of bytes.
         """
         found = self.find(address)
         if found is not None and address + size <= found.end:
-            return self._read_device(found, address, size)
-        parts = []
-        for owner, start, length in self._split(address, size):
-            if owner is None:
-                self._nobody(start, length, is_write=False)
-                parts.append(b"\xff" * length)
-            else:
-                parts.append(self._read_device(owner, start, length))
-        return b"".join(parts)
+            return read_device(found, address, size)
+        answer = bytearray()
+        for owner, start, length in self._split(address, size, is_write=False):
+            answer += b"\xff" * length if owner is None else read_device(owner, start, length)
+        return bytes(answer)
 
     def write(self, address: int, data: bytes) -> None:
-        """Pass on what the guest wrote at ``address``. Raises: UnclaimedAccessError on a strict bus."""
+        """Pass on ``data`` (1, 2, 4 or 8 bytes, little-endian) that the guest wrote at ``address``.
+
+        Raises: UnclaimedAccessError on a strict bus, before any device sees the access.
+        """
         found = self.find(address)
         if found is not None and address + len(data) <= found.end:
             found.device.write(address - found.base, data)
             return
-        for owner, start, length in self._split(address, len(data)):
-            part = data[start - address : start - address + length]
+        for owner, start, length in self._split(address, len(data), is_write=True):
+            if owner is not None:
+                owner.device.write(start - owner.base, data[start - address : start - address + length])
+
+    # ---- inside ----
+
+    def _split(self, address: int, size: int, *, is_write: bool) -> list[tuple[Range | None, int, int]]:
+        """Return the parts of an access (owner, address, length), having reported those without an owner."""
+        parts = list(self._parts(address, address + size))
+        for owner, start, length in parts:
             if owner is None:
-                self._nobody(start, length, is_write=True)
-            else:
-                owner.device.write(start - owner.base, part)
+                self._report(Unclaimed(self.name, start, length, is_write))
+        return parts
 
-    def _read_device(self, owner: Range, address: int, size: int) -> bytes:
-        data = owner.device.read(address - owner.base, size)
-        if len(data) != size:
-            raise BusError(f"{owner} answered a read of {size} bytes at {address:#x} with {len(data)}")
-        return data
-
-    def _split(self, address: int, size: int) -> Iterator[tuple[Range | None, int, int]]:
-        """Yield the parts of an access that belong together: their owner, address and length."""
-        end = address + size
+    def _parts(self, address: int, end: int) -> Iterator[tuple[Range | None, int, int]]:
         while address < end:
             owner = self.find(address)
-            stop = min(end, owner.end if owner else self._next_base(address, end))
+            stop = min(end, self._next_base(address, end) if owner is None else owner.end)
             yield owner, address, stop - address
             address = stop
 
@@ -162,11 +173,18 @@ class Bus:
         position = bisect_right(self._bases, address)
         return self._bases[position] if position < len(self._bases) else default
 
-    def _nobody(self, address: int, size: int, *, is_write: bool) -> None:
-        access = Unclaimed(self.name, address, size, is_write)
+    def _report(self, access: Unclaimed) -> None:
         if self._strict:
-            raise UnclaimedAccessError(f"{access}; register a device there, or do without strict", address)
-        if self._on_unclaimed is None or address in self._reported or len(self._reported) >= REMEMBERED:
+            raise UnclaimedAccessError(f"{access}; register a device there, or do without strict", access.address)
+        if self._on_unclaimed is None or access.address in self._reported or len(self._reported) >= REMEMBERED:
             return
-        self._reported.add(address)
+        self._reported.add(access.address)
         self._on_unclaimed(access)
+
+
+def read_device(owner: Range, address: int, size: int) -> bytes:
+    """Return what the device of ``owner`` answers. Raises: BusError if that is not ``size`` bytes."""
+    data = owner.device.read(address - owner.base, size)
+    if len(data) != size:
+        raise BusError(f"{owner} answered a read of {size} bytes at {address:#x} with {len(data)}")
+    return data

@@ -1,7 +1,7 @@
 """The debug console at port 0xe9: a byte written is a byte printed, with nothing to set up.
 
-Bochs invented it and QEMU has it; reading the port gives 0xe9, by which a guest can find out that it is there. There is no such
-device on a real PC. Leaves out everything else.
+Bochs invented it and QEMU has it too. Reading the port gives 0xe9, by which a guest finds out that it is there: an
+empty port would give 0xff. A real PC has no such device. Leaves out input: there is none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pykvm.devices.device import ByteRegisters
 __all__ = ["PORT", "DebugConsole"]
 
 PORT = 0xE9
+PRESENT = 0xE9  # what it answers, wherever it is plugged in
 
 
 class DebugConsole(ByteRegisters):
@@ -25,7 +26,7 @@ class DebugConsole(ByteRegisters):
 
     def read_register(self, offset: int) -> int:
         """Return 0xe9: the console is here."""
-        return PORT
+        return PRESENT
 
     def write_register(self, offset: int, value: int) -> None:
         """Print ``value``."""

@@ -1,7 +1,8 @@
 """A port whose write ends the run: the guest's way to say how it went.
 
-It is QEMU's isa-debug-exit: the value ``v`` written becomes the exit status ``(v << 1) | 1``. There is no such device on
-a real PC. Leaves out the choice of another port: ``Bus.register`` has it.
+It is what QEMU calls isa-debug-exit: a value ``v`` written becomes the exit status ``(v << 1) | 1``, which is never 0
+and so is never taken for a guest that stopped by itself. A real PC has no such device. Leaves out the exit status,
+which is the machine's affair, and the choice of another port, which is ``Bus.register``'s.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Callable
 __all__ = ["PORT", "REGISTERS", "DebugExit"]
 
 PORT = 0xF4
-REGISTERS = 4  # ports; writes of 1, 2 and 4 bytes are one value
+REGISTERS = 4  # ports, so that a write of 1, 2 or 4 bytes is one value
 
 
 class DebugExit:
-    """Calls ``on_exit`` with the value of each write, 8 to 32 bits; reads give all ones."""
+    """Calls ``on_exit`` with the value of each write, as an unsigned number of the write's width."""
 
     name = "debug exit"
 
@@ -27,5 +28,5 @@ class DebugExit:
         return b"\xff" * size
 
     def write(self, offset: int, data: bytes) -> None:
-        """Report the value written."""
+        """Report the value written, at whichever of the ports."""
         self._on_exit(int.from_bytes(data, "little"))

@@ -1,36 +1,41 @@
 """What a device is: something that answers reads and takes writes at offsets from its base.
 
-A device knows neither KVM nor the machine it is plugged into: whatever it needs from outside (an interrupt line, an output
-stream) is given to it. Leaves out where a device sits: the bus knows that.
+A device knows neither KVM nor the machine it is plugged into: whatever it needs from outside (an interrupt line, an
+output stream) is given to it. Leaves out where a device sits: the bus knows that.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 __all__ = ["ByteRegisters", "Device"]
 
 
 class Device(Protocol):
-    """The protocol of a device. ``offset`` counts bytes from the start of its range on the bus."""
+    """The protocol of a device. ``offset`` counts bytes from the start of its range on the bus.
+
+    A guest accesses 1, 2, 4 or 8 bytes at a time. Where such an access straddles the end of a range, a device sees
+    only its part of it, and that may have any size from 1 to 7.
+    """
 
     name: str
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return exactly ``size`` bytes (1 to 8), little-endian, as the guest is to read them at ``offset``."""
+        """Return exactly ``size`` bytes, little-endian, as the guest is to read them at ``offset``."""
 
     def write(self, offset: int, data: bytes) -> None:
-        """Take ``data`` (1 to 8 bytes, little-endian) that the guest wrote at ``offset``."""
+        """Take ``data``, little-endian, that the guest wrote at ``offset``."""
 
 
-class ByteRegisters:
-    """A device of byte-wide registers, one an offset: base class.
+class ByteRegisters(ABC):
+    """A device of byte-wide registers, one at each offset: base class.
 
-    An access of several bytes is split into single ones, lowest address first, as the ISA bus does with a wide access to
-    an 8-bit card. Subclasses give ``read_register`` and ``write_register``.
+    A wider access is split into single bytes, lowest address first, as an ISA bus does it for an 8-bit card: a word
+    written to port 0x3f8 is its low byte written to 0x3f8, then its high byte to 0x3f9.
     """
 
-    name = "registers"
+    name: str
 
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` registers from ``offset`` on."""
@@ -41,10 +46,10 @@ class ByteRegisters:
         for position, value in enumerate(data):
             self.write_register(offset + position, value)
 
+    @abstractmethod
     def read_register(self, offset: int) -> int:
-        """Return the register at ``offset``, 0 to 255."""
-        raise NotImplementedError
+        """Return the register at ``offset``, 0 to 0xff."""
 
+    @abstractmethod
     def write_register(self, offset: int, value: int) -> None:
-        """Write ``value``, 0 to 255, into the register at ``offset``."""
-        raise NotImplementedError
+        """Write ``value``, 0 to 0xff, into the register at ``offset``."""

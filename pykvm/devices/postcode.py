@@ -1,7 +1,7 @@
-"""The POST code port, 0x80: firmware writes where it has got to, and a card with two digits shows it.
+"""The POST code port, 0x80: firmware writes how far it has got, and a card with two digits shows it.
 
-The last code tells how far a guest came that prints nothing. See: IBM PC AT Technical Reference, "Power-On Self-Test". Leaves out
-the meaning of the codes, which is each firmware's own.
+For a guest that prints nothing, the last code tells where it died. See: IBM PC AT Technical Reference, "Power-On Self
+Test". Leaves out the meaning of the codes, which is each firmware's own.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Callable
 
 from pykvm.devices.device import ByteRegisters
 
-__all__ = ["PORT", "PostCode"]
+__all__ = ["HISTORY", "PORT", "PostCode"]
 
 PORT = 0x80
-REMEMBERED = 256  # codes: Linux writes here for a short delay, again and again
+HISTORY = 256  # codes kept; not all, for Linux writes here again and again just to wait a microsecond
 
 
 class PostCode(ByteRegisters):
-    """Keeps the last codes, and calls ``on_code`` with each."""
+    """Keeps the last ``HISTORY`` codes, and calls ``on_code`` with each as it comes."""
 
     name = "POST code"
 
     def __init__(self, on_code: Callable[[int], None] | None = None) -> None:
-        self._codes: deque[int] = deque(maxlen=REMEMBERED)
+        self._codes: deque[int] = deque(maxlen=HISTORY)
         self._on_code = on_code
 
     @property
@@ -31,9 +31,14 @@ class PostCode(ByteRegisters):
         """Return the last codes written, oldest first."""
         return tuple(self._codes)
 
+    @property
+    def last(self) -> int | None:
+        """Return the last code written, or None before the first."""
+        return self._codes[-1] if self._codes else None
+
     def read_register(self, offset: int) -> int:
-        """Return the last code, or 0 before the first."""
-        return self._codes[-1] if self._codes else 0
+        """Return the last code, or 0 before the first: on an AT the port is a latch that can be read back."""
+        return self.last or 0
 
     def write_register(self, offset: int, value: int) -> None:
         """Keep ``value``."""

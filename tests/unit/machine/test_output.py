@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,3 +33,15 @@ def test_bytes_that_are_no_utf8_are_shown_as_replacement_characters() -> None:
     log = OutputLog()
     log.write(b"ok \xff")
     assert log.text == str(log) == "ok \ufffd"
+
+
+def test_a_flood_of_output_does_not_grow_the_process() -> None:
+    log = OutputLog()
+    line = b"x" * 4096
+    for _ in range(512):  # what is kept reaches its limit
+        log.write(line)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(64 * 256):  # 64 MiB more
+        log.write(line)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 16 * 1024  # KiB
