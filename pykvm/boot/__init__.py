@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pykvm.boot.elf import elf_image
     from pykvm.boot.flat import flat_image
     from pykvm.boot.image import Image, Segment, Symbol
+    from pykvm.boot.lines import source_line
 
 __all__ = [
     "BUNDLE",
@@ -40,6 +41,7 @@ __all__ = [
     "flat_image",
     "open_image",
     "probe_settings",
+    "source_line",
     "suggest",
 ]
 
@@ -58,6 +60,7 @@ _HOMES = {
     "pykvm.boot.elf": ("elf_image",),
     "pykvm.boot.flat": ("flat_image",),
     "pykvm.boot.image": ("Image", "Segment", "Symbol"),
+    "pykvm.boot.lines": ("source_line",),
 }
 
 

@@ -60,7 +60,8 @@ class Image:
     """A guest, ready to be loaded.
 
     ``name`` is for messages, ``entry`` the linear address of the first instruction, ``mode`` what the CPU is to be in
-    there, ``symbols`` are sorted by address, ``format`` says what the image was made from ("ELF64", "flat binary").
+    there, ``symbols`` are sorted by address, ``format`` says what the image was made from ("ELF64", "flat binary"), and
+    ``elf`` is the file itself if it was an ELF, for its debugging information.
 
     Raises: ImageError if the segments overlap, leave the 52-bit address space, or do not hold the entry.
     """
@@ -71,6 +72,7 @@ class Image:
     mode: Mode
     symbols: tuple[Symbol, ...] = field(default=(), repr=False)
     format: str = ""
+    elf: bytes = field(default=b"", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.segments:

@@ -5,6 +5,7 @@ One idea a line, aligned columns, the next step at the end. Leaves out colour, w
 
 from __future__ import annotations
 
+from pykvm.boot import source_line
 from pykvm.kvm import InternalError
 from pykvm.machine.diagnosis import Scene, likely_cause, what_happened
 from pykvm.machine.observer import describe_exit
@@ -65,8 +66,9 @@ def _where(scene: Scene) -> str:
     instruction = scene.instruction()
     symbol = scene.image.symbol_at(scene.rip) if scene.image else None
     place = f"{scene.rip:#x}" + (f" <{symbol}>" if symbol else "")
-    shown = f"{place}  {_code_text(instruction)}" if instruction else f"{place}  no code can be read there"
-    return "\n".join([shown, *_refused_bytes(scene)])
+    code = _code_text(instruction) if instruction else "no code can be read there"
+    line = source_line(scene.image, scene.rip) if scene.image else None
+    return "\n".join(["  ".join(filter(None, [place, code, line])), *_refused_bytes(scene)])
 
 
 def _code_text(instruction: Instruction) -> str:
