@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from pykvm.kvm import Exit, IoIn, IoOut, MmioRead, MmioWrite
+from pykvm.kvm import Exit, FailEntry, InternalError, IoIn, IoOut, MmioRead, MmioWrite, Shutdown
 
 __all__ = ["LastExits", "Observer", "describe_exit"]
 
@@ -55,6 +55,14 @@ def describe_exit(exit: Exit) -> str:
             return f"mmio write {exit.address:#x} {_data(exit.data)}"
         case MmioRead():
             return f"mmio read {exit.address:#x} {exit.size} bytes"
+        case Shutdown():
+            return "shutdown (triple fault)"
+        case InternalError(instruction=code) if code:
+            return f"internal error {exit.suberror} (emulation of {code.hex(' ')})"
+        case InternalError():
+            return f"internal error {exit.suberror}"
+        case FailEntry():
+            return f"fail entry {exit.hardware_entry_failure_reason:#x}"
     return exit.reason.name.lower().replace("_", " ")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from pykvm.kvm import Exit, SystemEvent
+from pykvm.machine.observer import describe_exit
 
 __all__ = [
     "Crashed",
@@ -64,7 +65,7 @@ class Crashed:
     exit: Exit
 
     def __str__(self) -> str:
-        return f"crashed: {self.exit}"
+        return f"crashed: {describe_exit(self.exit)}"
 
 
 @dataclass(frozen=True, slots=True)

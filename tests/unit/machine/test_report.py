@@ -144,7 +144,7 @@ def test_a_report_has_its_sections_in_order(memory: GuestMemory) -> None:
     positions = [text.index(f"\n  {label} ") for label in labels]
     assert positions == sorted(positions)
     assert "0x100000  0f 0b  ud2" in text
-    assert "io out 0x3f8 'g' | shutdown" in text
+    assert "io out 0x3f8 'g' | shutdown (triple fault)" in text
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,10 @@ def test_every_stop_can_be_reported(memory: GuestMemory, stop: Stop) -> None:
         (IoIn(0x60, 1), "io in 0x60"),
         (MmioRead(Gpa(0xD0000000), 8), "mmio read 0xd0000000 8 bytes"),
         (MmioWrite(Gpa(0xD0000000), b"\xff"), "mmio write 0xd0000000 0xff"),
+        (Shutdown(), "shutdown (triple fault)"),
+        (InternalError(1, (1, 0, 0), 1, b"\x0f\x77"), "internal error 1 (emulation of 0f 77)"),
+        (InternalError(3), "internal error 3"),
+        (FailEntry(0x80000021, 0), "fail entry 0x80000021"),
         (Hlt(), "hlt"),
         (Unknown(99), "unknown"),
     ],
