@@ -29,7 +29,7 @@ from pykvm.devices import (
     postcode,
     serial,
 )
-from pykvm.errors import ClosedError, ConfigurationError, InUseError, KvmError
+from pykvm.errors import ClosedError, ConfigurationError, ImageError, InUseError, KvmError
 from pykvm.kvm import Cap, Exit, Kvm, Regs, Sregs
 from pykvm.machine.observer import LastExits, Observer
 from pykvm.machine.output import OutputLog
@@ -149,11 +149,13 @@ class Machine:
             image = flat_image(image, mode=chosen, load=load, entry=entry)
         elif not isinstance(image, Image):
             image = open_image(image, mode=chosen, load=load, entry=entry)
+        state = set_up(
+            chosen or image.mode, self._reset_sregs, self.memory, image.entry, ring=ring, page_size=page_size
+        )
+        _check_apart(image, state)
         image.load(self.memory)
         self._image = image
-        self.set_state(
-            set_up(chosen or image.mode, self._reset_sregs, self.memory, image.entry, ring=ring, page_size=page_size)
-        )
+        self.set_state(state)
 
     def set_state(self, state: CpuState) -> None:
         """Set the CPU's registers, for instance to what ``pykvm.x86.reset_vector`` returns.
@@ -282,3 +284,14 @@ class Machine:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this machine is closed: create a new one")
+
+
+def _check_apart(image: Image, state: CpuState) -> None:
+    """Raise ImageError if ``image`` would overwrite the tables that its mode starts with."""
+    for segment in image.segments:
+        for name, table in state.tables.items():
+            if segment.gpa < table.stop and table.start < segment.end:
+                raise ImageError(
+                    f"{image.name}: {segment} overlaps the {name} at {table.start:#x}-{table.stop - 1:#x} that the mode "
+                    f"starts with: load or link it elsewhere, such as at {layout.LOAD:#x}"
+                )

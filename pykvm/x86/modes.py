@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pykvm.errors import ConfigurationError
 from pykvm.kvm.structs import DescriptorTable, Regs, Segment, Sregs
@@ -68,10 +68,14 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class CpuState:
-    """A state to give to KVM_SET_REGS and KVM_SET_SREGS; prints as a block of registers."""
+    """A state to give to KVM_SET_REGS and KVM_SET_SREGS; prints as a block of registers.
+
+    ``tables`` are the guest-physical addresses of the tables written for it, by name.
+    """
 
     regs: Regs
     sregs: Sregs
+    tables: dict[str, range] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return format_registers(self.regs, self.sregs)
@@ -168,7 +172,7 @@ def protected_mode(sregs: Sregs, memory: GuestMemory, entry: int, *, ring: int =
     state = _with_segments(sregs, memory, ring, width=32)
     state.cr0 = (Cr0.PE | Cr0.ET | Cr0.NE).value
     state.cr4 = state.efer = 0
-    return CpuState(Regs(rip=entry, rsp=layout.STACK_TOP), state)
+    return CpuState(Regs(rip=entry, rsp=layout.STACK_TOP), state, _segment_tables(state))
 
 
 def paged_mode(sregs: Sregs, memory: GuestMemory, entry: int, page_size: int = 4 * MiB, *, ring: int = 0) -> CpuState:
@@ -177,7 +181,7 @@ def paged_mode(sregs: Sregs, memory: GuestMemory, entry: int, page_size: int = 4
     Raises: as ``protected_mode``, and PagingError.
     """
     state = protected_mode(sregs, memory, entry, ring=ring)
-    state.sregs.cr3 = _identity_map(memory, PagingMode.BITS32, page_size, ring, least=4 * GiB)
+    state.sregs.cr3, state.tables["page tables"] = _identity_map(memory, PagingMode.BITS32, page_size, ring)
     state.sregs.cr4 = Cr4.PSE.value
     state.sregs.cr0 |= Cr0.PG.value
     return state
@@ -189,7 +193,7 @@ def pae_mode(sregs: Sregs, memory: GuestMemory, entry: int, page_size: int = 2 *
     Raises: as ``protected_mode``, and PagingError.
     """
     state = protected_mode(sregs, memory, entry, ring=ring)
-    state.sregs.cr3 = _identity_map(memory, PagingMode.PAE, page_size, ring, least=4 * GiB)
+    state.sregs.cr3, state.tables["page tables"] = _identity_map(memory, PagingMode.PAE, page_size, ring)
     state.sregs.cr4 = Cr4.PAE.value
     state.sregs.efer = Efer.NXE.value
     state.sregs.cr0 |= Cr0.PG.value
@@ -204,25 +208,26 @@ def long_mode(sregs: Sregs, memory: GuestMemory, entry: int, page_size: int = 2 
     if not PagingMode.LONG4.is_canonical(entry):
         raise ConfigurationError(f"64-bit code cannot start at {entry:#x}, which is not canonical")
     state = _with_segments(sregs, memory, ring, width=64)
-    state.cr3 = _identity_map(memory, PagingMode.LONG4, page_size, ring, least=4 * GiB)
+    state.cr3, page_tables = _identity_map(memory, PagingMode.LONG4, page_size, ring)
     state.cr4 = Cr4.PAE.value
     state.efer = (Efer.LME | Efer.LMA | Efer.NXE).value
     state.cr0 = (Cr0.PE | Cr0.PG | Cr0.ET | Cr0.NE).value
-    return CpuState(Regs(rip=entry, rsp=layout.STACK_TOP), state)
+    tables = _segment_tables(state) | {"page tables": page_tables}
+    return CpuState(Regs(rip=entry, rsp=layout.STACK_TOP), state, tables)
 
 
 def cpu_mode(sregs: Sregs, regs: Regs) -> CpuMode:
     """Return what mode the registers put the CPU in (SDM volume 3, section 2.2)."""
     ring = sregs.ss.dpl
-    if not Cr0(sregs.cr0) & Cr0.PE:
+    if not sregs.cr0 & Cr0.PE.value:
         return CpuMode("real mode", 16, 0)
-    if Efer(sregs.efer) & Efer.LMA:
+    if sregs.efer & Efer.LMA.value:
         if sregs.cs.l:
             return CpuMode("long mode", 64, ring)
         return CpuMode("compatibility mode", 32 if sregs.cs.db else 16, ring)
-    if Rflags(regs.rflags) & Rflags.VM:
+    if regs.rflags & Rflags.VM.value:
         return CpuMode("virtual-8086 mode", 16, 3)
-    paged = " with paging" if Cr0(sregs.cr0) & Cr0.PG else ""
+    paged = " with paging" if sregs.cr0 & Cr0.PG.value else ""
     return CpuMode(f"protected mode{paged}", 32 if sregs.cs.db else 16, ring)
 
 
@@ -267,14 +272,23 @@ def _set_data_segments(sregs: Sregs, segment: Segment) -> None:
         setattr(sregs, name, copy.copy(segment))
 
 
-def _identity_map(memory: GuestMemory, mode: PagingMode, page_size: int, ring: int, *, least: int) -> int:
-    """Write page tables that map every linear address to itself and return the value for CR3."""
-    tables = PageTables(memory, mode, FrameAllocator(layout.PAGE_TABLES, layout.PAGE_TABLES_END))
-    end = max((region.end for region in memory.regions), default=0)
+def _segment_tables(sregs: Sregs) -> dict[str, range]:
+    gdt, tss = sregs.gdt, sregs.tr
+    return {
+        "GDT": range(gdt.base, gdt.base + gdt.limit + 1),
+        "TSS": range(tss.base, tss.base + tss.limit + 1),
+    }
+
+
+def _identity_map(memory: GuestMemory, mode: PagingMode, page_size: int, ring: int) -> tuple[int, range]:
+    """Write page tables that map linear addresses to themselves. Returns the value for CR3, and where the tables are."""
+    frames = FrameAllocator(layout.PAGE_TABLES, layout.PAGE_TABLES_END)
+    tables = PageTables(memory, mode, frames)
     if page_size == 4 * KiB:
         for region in memory.regions:
             tables.map(region.gpa, region.gpa, region.size, page_size, user=ring == 3)
     else:
-        top = least if mode.address_bits == 32 else max(least, align_up(end, page_size))
+        end = max((region.end for region in memory.regions), default=0)
+        top = 4 * GiB if mode.address_bits == 32 else max(4 * GiB, align_up(end, page_size))
         tables.map(0, 0, top, page_size, user=ring == 3)
-    return tables.cr3
+    return tables.cr3, frames.used

@@ -131,14 +131,13 @@ class Paging:
     @classmethod
     def of(cls, sregs: Sregs) -> Paging:
         """Return what ``sregs`` sets up (SDM volume 3, section 4.1.1)."""
-        cr4, efer = Cr4(sregs.cr4), Efer(sregs.efer)
-        nxe, pse = bool(efer & Efer.NXE), bool(cr4 & Cr4.PSE)
-        if not Cr0(sregs.cr0) & Cr0.PG:
+        nxe, pse = bool(sregs.efer & Efer.NXE.value), bool(sregs.cr4 & Cr4.PSE.value)
+        if not sregs.cr0 & Cr0.PG.value:
             return cls(PagingMode.NONE, Gpa(0))
-        if efer & Efer.LMA:
-            mode = PagingMode.LONG5 if cr4 & Cr4.LA57 else PagingMode.LONG4
+        if sregs.efer & Efer.LMA.value:
+            mode = PagingMode.LONG5 if sregs.cr4 & Cr4.LA57.value else PagingMode.LONG4
             return cls(mode, Gpa(sregs.cr3 & 0x000F_FFFF_FFFF_F000), nxe)
-        if cr4 & Cr4.PAE:
+        if sregs.cr4 & Cr4.PAE.value:
             return cls(PagingMode.PAE, Gpa(sregs.cr3 & 0xFFFF_FFE0), nxe)
         return cls(PagingMode.BITS32, Gpa(sregs.cr3 & 0xFFFF_F000), False, pse)
 
@@ -149,6 +148,11 @@ class FrameAllocator:
     def __init__(self, start: int, end: int) -> None:
         self._start = self._next = start
         self._end = end
+
+    @property
+    def used(self) -> range:
+        """Return the addresses given out so far."""
+        return range(self._start, self._next)
 
     def allocate(self) -> Gpa:
         """Return the next frame. Raises: PagingError when there is none left."""

@@ -145,10 +145,11 @@ class _Rights:
         """Return the rights after one more entry: each level can only take away."""
         if paging.mode is PagingMode.PAE and form.name == "PDPT":
             return self  # has no right bits
-        flags = Pte(entry)
-        no_execute = paging.nxe and paging.mode is not PagingMode.BITS32 and Pte.NX in flags
+        no_execute = paging.nxe and paging.mode is not PagingMode.BITS32 and bool(entry & Pte.NX.value)
         return _Rights(
-            self.writable and Pte.W in flags, self.user and Pte.U in flags, self.executable and not no_execute
+            self.writable and bool(entry & Pte.W.value),
+            self.user and bool(entry & Pte.U.value),
+            self.executable and not no_execute,
         )
 
 

@@ -309,6 +309,12 @@ def test_an_image_outside_memory_is_refused() -> None:
         machine.load(SPIN, mode="long", load=0x200000)
 
 
+@pytest.mark.parametrize(("load", "table"), [(0x1000, "GDT"), (0x3000, "TSS"), (0x10000, "page tables")])
+def test_an_image_that_would_overwrite_the_modes_tables_is_refused(load: int, table: str) -> None:
+    with Machine() as machine, pytest.raises(ImageError, match=f"overlaps the {table}"):
+        machine.load(SPIN, mode="long", load=load)
+
+
 def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:
     with Machine("1M") as machine, pytest.raises(ImageError, match="nosuch"):
         machine.load(tmp_path / "nosuch.bin")
