@@ -74,7 +74,10 @@ def _run_guest(path: Path, settings: dict[str, str]) -> Outcome:
     mode = Mode(settings["mode"])
     page_size = PAGE_SIZES.get(settings.get("page-size", ""))
     with Machine(parse_size(settings.get("memory", "2M"))) as machine:
-        machine.load(open_image(path, mode=mode), ring=int(settings.get("ring", "0")), page_size=page_size)
+        try:
+            machine.load(open_image(path, mode=mode), ring=int(settings.get("ring", "0")), page_size=page_size)
+        except ConfigurationError as error:
+            return Outcome(False, str(error))
         stop = machine.run(TIME_LIMIT).stop
     return Outcome(_is_success(stop, settings.get("expect", "")), str(stop))
 

@@ -37,11 +37,14 @@ from pykvm.machine.report import Scene, report
 from pykvm.machine.runloop import RunLoop
 from pykvm.machine.stop import Crashed, DebugExitWritten, Interrupted, Stop, Stopped, TimedOut, exit_status
 from pykvm.memory import GuestMemory, layout
+from pykvm.units import GiB
 from pykvm.x86 import CpuState, Mode, check, set_up, to_mode
 
 __all__ = ["DEFAULT_TIMEOUT", "Machine", "RunResult"]
 
 DEFAULT_TIMEOUT = 10.0  # seconds: a broken guest loops for ever more often than it crashes
+
+PDPE1GB = 1 << 26  # CPUID 0x80000001 EDX: pages of 1 GiB (SDM volume 2, CPUID)
 
 PIO_SPACE = 1 << 16
 MMIO_SPACE = 1 << 52  # the widest guest-physical address that x86 allows (MAXPHYADDR)
@@ -149,6 +152,10 @@ class Machine:
             image = flat_image(image, mode=chosen, load=load, entry=entry)
         elif not isinstance(image, Image):
             image = open_image(image, mode=chosen, load=load, entry=entry)
+        if page_size == GiB and not self._has_1g_pages():
+            raise ConfigurationError(
+                "this host's KVM offers guests no pages of 1 GiB: CPUID 0x80000001 EDX bit 26 is 0"
+            )
         state = set_up(
             chosen or image.mode, self._reset_sregs, self.memory, image.entry, ring=ring, page_size=page_size
         )
@@ -263,7 +270,8 @@ class Machine:
         for slot, region in enumerate(self.memory.regions):
             self.vm.set_user_memory_region(slot, region.gpa, region.buffer, readonly=region.readonly)
         self.vcpu = self._resources.enter_context(self.vm.create_vcpu())
-        self.vcpu.set_cpuid2(kvm.get_supported_cpuid())
+        self._cpuid = kvm.get_supported_cpuid()
+        self.vcpu.set_cpuid2(self._cpuid)
         self._reset_sregs = self.vcpu.get_sregs()
 
     def _plug_in(self) -> None:
@@ -276,6 +284,9 @@ class Machine:
 
     def _on_debug_exit(self, value: int) -> None:
         self._requested = DebugExitWritten(value)
+
+    def _has_1g_pages(self) -> bool:
+        return any(leaf.function == 0x8000_0001 and leaf.edx & PDPE1GB for leaf in self._cpuid)
 
     def _take_request(self) -> Stop | None:
         request, self._requested = self._requested, None

@@ -51,6 +51,8 @@ __all__ = ["DeferredInterrupt", "RunLoop", "VcpuProtocol"]
 
 # How often a running guest is looked in on: for time limits, Ctrl-C, and output that waits to be flushed.
 TICK = 0.1
+SHORTEST_TICK = 0.001  # a timer that is faster than a signal can be handled leaves no time for anything else
+DAY = 86400.0
 
 # How many more exits the last instruction may want before a stopped machine's registers are read (``rep insb`` comes in
 # parts). A hostile guest's instruction wants 2**64 of them, and is left where it is.
@@ -109,8 +111,7 @@ class RunLoop:
         if timeout is not None and not 0 < timeout < math.inf:
             raise ConfigurationError(f"a time limit is a number of seconds above 0, not {timeout}")
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        # Ticks are spread so that one falls on the deadline.
-        interval = TICK if timeout is None else timeout / math.ceil(timeout / TICK)
+        interval = _tick_interval(timeout)
         self._vcpu.start_ticks(interval, interval)
         try:
             with DeferredInterrupt() as interrupt:
@@ -183,6 +184,13 @@ class RunLoop:
     def _tick(self) -> None:
         for observer in self._observers:
             observer.tick()
+
+
+def _tick_interval(timeout: float | None) -> float:
+    """Return the seconds between ticks, chosen so that one falls on the deadline."""
+    if timeout is None or timeout > DAY:
+        return TICK
+    return max(SHORTEST_TICK, timeout / math.ceil(timeout / TICK))
 
 
 class DeferredInterrupt:

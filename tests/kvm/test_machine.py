@@ -20,6 +20,7 @@ from pykvm.errors import (
 )
 from pykvm.kvm import InternalError, IoIn, IoOut, Shutdown
 from pykvm.machine import Crashed, DebugExitWritten, Halted, Interrupted, Stopped, TimedOut
+from pykvm.units import GiB
 from pykvm.x86 import Cr0, real_mode, reset_vector
 
 SPIN = b"\xeb\xfe"  # jmp .
@@ -318,6 +319,16 @@ def test_an_image_that_would_overwrite_the_modes_tables_is_refused(load: int, ta
 def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:
     with Machine("1M") as machine, pytest.raises(ImageError, match="nosuch"):
         machine.load(tmp_path / "nosuch.bin")
+
+
+def test_pages_of_1_gib_are_refused_where_cpuid_does_not_offer_them() -> None:
+    with Machine() as machine:
+        offered = any(leaf.function == 0x80000001 and leaf.edx >> 26 & 1 for leaf in machine.vcpu.get_cpuid2())
+        if offered:
+            machine.load(SPIN, mode="long", page_size=GiB)
+        else:
+            with pytest.raises(ConfigurationError, match="no pages of 1 GiB"):
+                machine.load(SPIN, mode="long", page_size=GiB)
 
 
 @pytest.mark.parametrize("memory", [0, -4096, 4097, "lots", 1 << 60])
