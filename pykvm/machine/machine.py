@@ -303,6 +303,6 @@ def _check_apart(image: Image, state: CpuState) -> None:
         for name, table in state.tables.items():
             if segment.gpa < table.stop and table.start < segment.end:
                 raise ImageError(
-                    f"{image.name}: {segment} overlaps the {name} at {table.start:#x}-{table.stop - 1:#x} that the mode "
-                    f"starts with: load or link it elsewhere, such as at {layout.LOAD:#x}"
+                    f"{image.name}: {segment} overlaps the {name} at {table.start:#x}-{table.stop - 1:#x} "
+                    f"that the mode starts with: load or link it elsewhere, such as at {layout.LOAD:#x}"
                 )

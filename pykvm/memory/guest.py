@@ -67,8 +67,8 @@ class Region:
 class GuestMemory:
     """The guest's physical memory: a context manager that unmaps it when nobody needs it any more.
 
-    With a ``size`` (bytes or "16M") it starts with RAM from address 0 on; what does not fit below the MMIO hole at 3 GiB goes
-    on at 4 GiB. Pages are not touched, and so cost nothing, before somebody writes to them.
+    With a ``size`` (bytes or "16M") it starts with RAM from address 0 on; what does not fit below the MMIO hole at 3
+    GiB goes on at 4 GiB. Pages are not touched, and so cost nothing, before somebody writes to them.
 
     Raises: GuestMemoryError, ConfigurationError.
     """
@@ -151,7 +151,7 @@ class GuestMemory:
         return view.toreadonly() if region.readonly else view
 
     def read_string(self, gpa: int, limit: int = PAGE_SIZE) -> bytes:
-        """Return the bytes at ``gpa`` up to a NUL, or ``limit`` bytes if there is none before. Raises: GuestMemoryError."""
+        """Return the bytes at ``gpa`` up to a NUL, or ``limit`` bytes if there is none. Raises: GuestMemoryError."""
         text = bytearray()
         while len(text) < limit:
             here = gpa + len(text)

@@ -7,10 +7,10 @@
     pae            1       1       1               32 bits, PAE paging
     long           1       1       1        1      64 bits, 4-level paging
 
-Each function takes the special registers that KVM gave after reset and returns a new state; it writes the tables the state needs
-(GDT, TSS, page tables) into guest memory at the addresses of ``pykvm.memory.layout``. Page tables map linear addresses to the
-same physical ones. There is no IDT (limit 0). See: Intel SDM volume 3, sections 9.8 (switching to protected mode), 9.8.5
-(to long mode), 20.1 (real mode). Leaves out virtual-8086 mode and SMM.
+Each function takes the special registers that KVM gave after reset and returns a new state; it writes the tables the
+state needs (GDT, TSS, page tables) into guest memory at the addresses of ``pykvm.memory.layout``. Page tables map
+linear addresses to the same physical ones. There is no IDT (limit 0). See: Intel SDM volume 3, sections 9.8
+(switching to protected mode), 9.8.5 (to long mode), 20.1 (real mode). Leaves out virtual-8086 mode and SMM.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def real_mode(sregs: Sregs, segment: int = 0, offset: int = layout.REAL_LOAD) ->
 
 
 def real_mode_at(sregs: Sregs, entry: int) -> CpuState:
-    """Return real mode at linear address ``entry``: as 0000:entry in the first 64 KiB, above with the offset's 16 low bits.
+    """Return real mode at linear ``entry``: 0000:entry in the first 64 KiB, above that the offset is its low 16 bits.
 
     Raises: ConfigurationError above 1 MiB.
     """
@@ -281,7 +281,7 @@ def _segment_tables(sregs: Sregs) -> dict[str, range]:
 
 
 def _identity_map(memory: GuestMemory, mode: PagingMode, page_size: int, ring: int) -> tuple[int, range]:
-    """Write page tables that map linear addresses to themselves. Returns the value for CR3, and where the tables are."""
+    """Write page tables that map addresses to themselves. Returns the value for CR3, and where the tables are."""
     frames = FrameAllocator(layout.PAGE_TABLES, layout.PAGE_TABLES_END)
     tables = PageTables(memory, mode, frames)
     if page_size == 4 * KiB:

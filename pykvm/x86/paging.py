@@ -195,8 +195,8 @@ class PageTables:
     ) -> None:
         """Map ``size`` bytes of linear addresses from ``gva`` on to guest-physical ``gpa``, in pages of ``page_size``.
 
-        All of them are multiples of ``page_size``, which is 4 KiB, 2 MiB, 4 MiB or 1 GiB as the mode allows. Pages that are not
-        executable need EFER.NXE in the guest, and there are none in 32-bit paging.
+        All of them are multiples of ``page_size``, which is 4 KiB, 2 MiB, 4 MiB or 1 GiB as the mode allows. Pages
+        that are not executable need EFER.NXE in the guest, and there are none in 32-bit paging.
 
         Raises: PagingError; entries written before the one that fails stay.
         """

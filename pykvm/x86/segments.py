@@ -10,8 +10,8 @@ A descriptor is eight bytes (SDM volume 3, section 3.4.5):
     +--------------------------------------+----------------------------+
     31                                   16 15                          0
 
-A system descriptor (S = 0) of long mode is sixteen: the second eight hold bits 63 to 32 of the base. See also: section 6.11
-(IDT), section 7.2 and 7.7 (TSS). Leaves out call gates, task gates and expand-down segments.
+A system descriptor (S = 0) of long mode is sixteen: the second eight hold bits 63 to 32 of the base. See also:
+section 6.11 (IDT), section 7.2 and 7.7 (TSS). Leaves out call gates, task gates and expand-down segments.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ TRAP_GATE = 0xF
 class Selector:
     """The selectors of the GDT that ``pykvm.x86.modes`` makes. The order is the one that SYSCALL and SYSRET want.
 
-    SYSRET takes its CS from STAR[63:48] + 16 and its SS from + 8 (SDM volume 2, SYSRET). A selector is index * 8, plus in
-    its low two bits the privilege asked for.
+    SYSRET takes its CS from STAR[63:48] + 16 and its SS from + 8 (SDM volume 2, SYSRET). A selector is index * 8,
+    plus in its low two bits the privilege asked for.
     """
 
     KERNEL_CODE = 0x08
@@ -132,7 +132,7 @@ def encode_descriptor(segment: Segment) -> int:
 
 
 def decode_descriptor(descriptor: int, selector: int = 0) -> Segment:
-    """Return the segment that a descriptor of eight bytes describes; of a long-mode system segment the base's low half."""
+    """Return the segment that eight bytes describe; of a long-mode system segment, the base's low half."""
     granular = descriptor >> 55 & 1
     limit = descriptor & 0xFFFF | (descriptor >> 48 & 0xF) << 16
     return Segment(
@@ -182,8 +182,8 @@ class Gdt:
 class Gate:
     """An entry of the IDT: where an exception or interrupt goes.
 
-    ``handler`` is an offset in the code segment ``selector``. A trap gate leaves RFLAGS.IF as it is. ``dpl`` 3 allows INT n
-    from ring 3; ``ist`` 1 to 7 switches to that stack of a 64-bit TSS.
+    ``handler`` is an offset in the code segment ``selector``. A trap gate leaves RFLAGS.IF as it is. ``dpl`` 3 allows
+    INT n from ring 3; ``ist`` 1 to 7 switches to that stack of a 64-bit TSS.
     """
 
     handler: int

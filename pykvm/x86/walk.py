@@ -1,8 +1,9 @@
 """Walking page tables: where a linear address leads, level by level, and the whole map as ranges.
 
 The tables belong to the guest and may hold anything: they may lie in a hole, point at themselves, set reserved bits.
-A walk never raises for that, but says what the CPU would mind; a dump does bounded work. See: Intel SDM volume 3, sections 4.3
-to 4.5 (formats), 4.6 (access rights), 4.7 (page faults). Leaves out the TLB, in which older entries may live on.
+A walk never raises for that, but says what the CPU would mind; a dump does bounded work. See: Intel SDM volume 3,
+sections 4.3 to 4.5 (formats), 4.6 (access rights), 4.7 (page faults). Leaves out the TLB, in which older entries may
+live on.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def walk(memory: GuestMemory, paging: Paging, gva: int) -> Walk:
 
 
 def mappings(memory: GuestMemory, paging: Paging) -> Iterator[Mapping]:
-    """Yield what is mapped, lowest linear address first, adjoining pages joined; at most ``MOST_TABLES`` tables are read."""
+    """Yield what is mapped, lowest address first, adjoining pages joined; reads at most ``MOST_TABLES`` tables."""
     joined: Mapping | None = None
     for page in _Reader(memory, paging).pages(0, paging.root, 0, _Rights()):
         if joined is None:

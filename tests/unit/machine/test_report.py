@@ -19,7 +19,6 @@ from pykvm.kvm import (
     IoOut,
     MmioRead,
     MmioWrite,
-    Regs,
     Shutdown,
     Sregs,
     Unknown,

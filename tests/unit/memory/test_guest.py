@@ -114,9 +114,9 @@ def test_a_region_that_cannot_be_is_refused_and_changes_nothing(
 
 
 def test_an_alias_must_be_of_this_memory() -> None:
-    with small_memory() as memory, GuestMemory("4K") as other:
-        with pytest.raises(GuestMemoryError, match="not part of this memory"):
-            memory.add_alias(SPAN, other.regions[0])
+    refused = pytest.raises(GuestMemoryError, match="not part of this memory")
+    with small_memory() as memory, GuestMemory("4K") as other, refused:
+        memory.add_alias(SPAN, other.regions[0])
 
 
 @pytest.mark.parametrize("size", ["lots", "16X", ""])
@@ -202,9 +202,8 @@ def test_a_view_is_the_memory_itself() -> None:
 
 
 def test_a_view_of_a_rom_is_read_only() -> None:
-    with small_memory() as memory, memory.view(4 * PAGE, 4) as view:
-        with pytest.raises(TypeError):
-            view[0] = 1
+    with small_memory() as memory, memory.view(4 * PAGE, 4) as view, pytest.raises(TypeError):
+        view[0] = 1
 
 
 def test_a_view_cannot_cross_regions() -> None:
