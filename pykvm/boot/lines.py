@@ -21,16 +21,19 @@ __all__ = ["source_line"]
 # More than this is a large program's table: reading it would hold a report up.
 LONGEST_TABLE = 4 * MiB
 
+STANDARD_INPUT = "{standard input}"  # what GNU as calls a source without a file
+
 
 def source_line(image: Image, address: int) -> str | None:
     """Return ``"guest.S:14"`` for the instruction at linear ``address``, or None if nothing is known about it."""
     if not image.elf:
         return None
     try:
-        return _find(image.elf, address)
+        line = _find(image.elf, address)
     # A file may be damaged on purpose, and pyelftools lets whatever goes wrong inside it through.
     except Exception:
         return None
+    return line and line.replace(STANDARD_INPUT, image.name)
 
 
 def _find(elf: bytes, address: int) -> str | None:

@@ -24,7 +24,20 @@ from pykvm.kvm import (
 from pykvm.machine.stop import Crashed, Interrupted, Stop, TimedOut
 from pykvm.memory import GuestMemory
 from pykvm.units import Gpa
-from pykvm.x86 import Cr0, Cr4, Efer, Instruction, Paging, Walk, check, cpu_mode, instruction_at, linear_rip, walk
+from pykvm.x86 import (
+    Cr0,
+    Cr4,
+    Efer,
+    Instruction,
+    Paging,
+    PagingMode,
+    Walk,
+    check,
+    cpu_mode,
+    instruction_at,
+    linear_rip,
+    walk,
+)
 
 __all__ = ["Scene", "likely_cause", "what_happened"]
 
@@ -136,6 +149,31 @@ def _where_rip_went(scene: Scene) -> str | None:
     return None
 
 
+def _paging_switched_on(scene: Scene) -> str | None:
+    # The CPU has not got past MOV to CR0: it could not fetch the next instruction through the new page tables.
+    instruction = scene.instruction()
+    if not _is_shutdown(scene) or instruction is None or not instruction.operands.endswith(", %cr0"):
+        return None
+    register = instruction.operands[1:4].replace("e", "r", 1)
+    if not getattr(scene.regs, register, 0) & Cr0.PG.value:
+        return None
+    advice = "map the code that switches, at the address where it runs"
+    if not scene.sregs.efer & Efer.LME.value:
+        advice += "; or this host's KVM cannot run 32-bit paging, of which 'pykvm doctor --probe' tells"
+    return f"the guest was switching paging on, and the next instruction could not be fetched: {advice}"
+
+
+def _page_fault(scene: Scene) -> str | None:
+    paging = Paging.of(scene.sregs)
+    if not _is_shutdown(scene) or scene.sregs.cr2 == 0 or paging.mode is PagingMode.NONE:
+        return None
+    fault = walk(scene.memory, paging, scene.sregs.cr2)
+    if fault.gpa is not None:
+        return None
+    handler = "no IDT was loaded" if scene.sregs.idt.limit == 0 else "its handler could not run"
+    return f"a page fault (#PF) at {scene.sregs.cr2:#x}, which CR2 holds: {fault.reason}; and {handler}"
+
+
 def _no_idt(scene: Scene) -> str | None:
     if _is_shutdown(scene) and scene.sregs.idt.limit == 0 and scene.sregs.cr0 & Cr0.PE.value:
         return "no IDT was loaded (its limit is 0), so no exception can be handled: lidt before anything can fault"
@@ -199,6 +237,8 @@ _RULES: tuple[Callable[[Scene], str | None], ...] = (
     _refused_state,
     _unknown_instruction,
     _where_rip_went,
+    _page_fault,
+    _paging_switched_on,
     _no_idt,
     _legacy_paging,
     _short_idt,

@@ -29,7 +29,7 @@ from pykvm.devices import (
     postcode,
     serial,
 )
-from pykvm.errors import ClosedError, ConfigurationError, ImageError, InUseError, KvmError
+from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, KvmError
 from pykvm.kvm import Cap, Exit, Kvm, Regs, Sregs
 from pykvm.machine.observer import LastExits, Observer
 from pykvm.machine.output import OutputLog
@@ -37,7 +37,7 @@ from pykvm.machine.report import Scene, report
 from pykvm.machine.runloop import RunLoop
 from pykvm.machine.stop import Crashed, DebugExitWritten, Interrupted, Stop, Stopped, TimedOut, exit_status
 from pykvm.memory import GuestMemory, layout
-from pykvm.units import GiB
+from pykvm.units import GiB, format_size
 from pykvm.x86 import CpuState, Mode, check, set_up, to_mode
 
 __all__ = ["DEFAULT_TIMEOUT", "Machine", "RunResult"]
@@ -156,9 +156,7 @@ class Machine:
             raise ConfigurationError(
                 "this host's KVM offers guests no pages of 1 GiB: CPUID 0x80000001 EDX bit 26 is 0"
             )
-        state = set_up(
-            chosen or image.mode, self._reset_sregs, self.memory, image.entry, ring=ring, page_size=page_size
-        )
+        state = self._set_up(chosen or image.mode, image.entry, ring, page_size)
         _check_apart(image, state)
         image.load(self.memory)
         self._image = image
@@ -284,6 +282,16 @@ class Machine:
 
     def _on_debug_exit(self, value: int) -> None:
         self._requested = DebugExitWritten(value)
+
+    def _set_up(self, mode: Mode, entry: int, ring: int, page_size: int | None) -> CpuState:
+        try:
+            return set_up(mode, self._reset_sregs, self.memory, entry, ring=ring, page_size=page_size)
+        except GuestMemoryError as error:
+            needed = format_size(layout.PAGE_TABLES_END)
+            raise GuestMemoryError(
+                f"{mode.value} mode's tables have no room: {error}; give the machine {needed} of memory or more",
+                error.address,
+            ) from error
 
     def _has_1g_pages(self) -> bool:
         return any(leaf.function == 0x8000_0001 and leaf.edx & PDPE1GB for leaf in self._cpuid)

@@ -58,7 +58,7 @@ def describe_exit(exit: Exit) -> str:
         case Shutdown():
             return "shutdown (triple fault)"
         case InternalError(instruction=code) if code:
-            return f"internal error {exit.suberror} (emulation of {code.hex(' ')})"
+            return f"internal error {exit.suberror} (emulation of {code[:4].hex(' ')} ...)"
         case InternalError():
             return f"internal error {exit.suberror}"
         case FailEntry():

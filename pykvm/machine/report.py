@@ -5,6 +5,8 @@ One idea a line, aligned columns, the next step at the end. Leaves out colour, w
 
 from __future__ import annotations
 
+import textwrap
+
 from pykvm.boot import source_line
 from pykvm.kvm import InternalError
 from pykvm.machine.diagnosis import Scene, likely_cause, what_happened
@@ -15,6 +17,7 @@ from pykvm.x86 import Instruction, cpu_mode, format_registers, instruction_at
 __all__ = ["Scene", "format_duration", "report"]
 
 LABEL = 15  # columns: the widest label and a gap
+WIDTH = 120 - LABEL - 2  # columns left for the text
 
 
 def report(scene: Scene) -> str:
@@ -58,7 +61,7 @@ def _sections(scene: Scene) -> list[tuple[str, str]]:
 
 
 def _section(label: str, text: str) -> list[str]:
-    first, *rest = text.splitlines()
+    first, *rest = [part for line in text.splitlines() for part in textwrap.wrap(line, WIDTH) or [""]]
     return [f"  {label:<{LABEL}}{first}", *(" " * (LABEL + 2) + line for line in rest)]
 
 

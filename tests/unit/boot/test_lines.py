@@ -26,6 +26,11 @@ def test_each_instruction_of_a_file_has_its_line(tmp_path: Path) -> None:
     assert [source_line(image, image.entry + offset) for offset in range(3)] == [f"small.S:{n}" for n in (2, 3, 4)]
 
 
+def test_text_without_a_file_is_called_text() -> None:
+    image = assemble(SOURCE)
+    assert source_line(image, image.entry) == "<text>:2"
+
+
 def test_an_address_outside_the_code_has_no_line(tmp_path: Path) -> None:
     path = tmp_path / "small.S"
     path.write_text(SOURCE)

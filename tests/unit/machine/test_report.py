@@ -73,6 +73,29 @@ def test_a_shutdown_under_32_bit_paging_points_to_the_probe(memory: GuestMemory)
     assert "doctor --probe" in likely_cause(scene)
 
 
+def test_a_page_fault_that_nobody_handled_is_named(memory: GuestMemory) -> None:
+    scene = make_scene(memory, Crashed(Shutdown()), code=b"\x8b\x03")
+    scene.sregs.cr2 = 0x1_8000_0000
+    cause = likely_cause(scene)
+    assert "page fault (#PF) at 0x180000000" in cause
+    assert "PDPT[6] is not present" in cause
+    assert "no IDT was loaded" in cause
+
+
+def test_a_crash_while_paging_is_switched_on_is_recognised(memory: GuestMemory) -> None:
+    scene = make_scene(memory, Crashed(Shutdown()), mode=Mode.PROTECTED, code=b"\x0f\x22\xc0")  # mov %eax, %cr0
+    scene.regs.rax = 0x8000_0011
+    assert "switching paging on" in likely_cause(scene)
+    scene.regs.rax = 0x11
+    assert "no IDT" in likely_cause(scene)
+
+
+def test_long_sentences_are_wrapped_under_their_label(memory: GuestMemory) -> None:
+    scene = make_scene(memory, Crashed(Shutdown()), mode=Mode.PROTECTED, code=b"\x0f\x22\xc0")
+    scene.regs.rax = 0x8000_0011
+    assert all(len(line) <= 120 for line in report(scene).splitlines())
+
+
 def test_rip_outside_memory_says_where_memory_is(memory: GuestMemory) -> None:
     scene = make_scene(memory, Crashed(InternalError(InternalErrorSuberror.EMULATION)))
     scene.regs.rip = 0x9000_0000
@@ -172,7 +195,7 @@ def test_every_stop_can_be_reported(memory: GuestMemory, stop: Stop) -> None:
         (MmioRead(Gpa(0xD0000000), 8), "mmio read 0xd0000000 8 bytes"),
         (MmioWrite(Gpa(0xD0000000), b"\xff"), "mmio write 0xd0000000 0xff"),
         (Shutdown(), "shutdown (triple fault)"),
-        (InternalError(1, (1, 0, 0), 1, b"\x0f\x77"), "internal error 1 (emulation of 0f 77)"),
+        (InternalError(1, (1, 0, 0), 1, b"\x0f\x77"), "internal error 1 (emulation of 0f 77 ...)"),
         (InternalError(3), "internal error 3"),
         (FailEntry(0x80000021, 0), "fail entry 0x80000021"),
         (Hlt(), "hlt"),
