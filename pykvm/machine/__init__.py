@@ -2,7 +2,7 @@
 
 from pykvm.machine.machine import DEFAULT_TIMEOUT, Machine, RunResult
 from pykvm.machine.observer import LastExits, Observer, describe_exit
-from pykvm.machine.output import OutputLog
+from pykvm.machine.output import Output, OutputLog
 from pykvm.machine.runloop import RunLoop, VcpuProtocol
 from pykvm.machine.stop import (
     Crashed,
@@ -25,6 +25,7 @@ __all__ = [
     "LastExits",
     "Machine",
     "Observer",
+    "Output",
     "OutputLog",
     "RunLoop",
     "RunResult",

@@ -32,7 +32,7 @@ from pykvm.devices import (
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, KvmError
 from pykvm.kvm import Cap, Exit, Kvm, Regs, Sregs
 from pykvm.machine.observer import LastExits, Observer
-from pykvm.machine.output import OutputLog
+from pykvm.machine.output import Output, OutputLog
 from pykvm.machine.report import Scene, report
 from pykvm.machine.runloop import RunLoop
 from pykvm.machine.stop import Crashed, DebugExitWritten, Interrupted, Stop, Stopped, TimedOut, exit_status
@@ -54,15 +54,16 @@ MMIO_SPACE = 1 << 52  # the widest guest-physical address that x86 allows (MAXPH
 class RunResult:
     """What a run came to.
 
-    ``stop`` says why it ended; ``exits`` counts the exits of this run and ``last_exits`` holds the last few;
+    ``stop`` says why it ended; ``serial`` and ``debugcon`` are what the guest has printed since the machine was made;
+    ``exits`` counts the exits of this run and ``last_exits`` holds the last few;
     ``report`` is the explanation in words of a crash or a time-out, else empty; ``duration`` is in seconds.
     """
 
     stop: Stop
     registers: Regs
     sregs: Sregs
-    serial: OutputLog
-    debugcon: OutputLog
+    serial: Output
+    debugcon: Output
     exits: int
     last_exits: tuple[Exit, ...]
     duration: float
@@ -211,7 +212,15 @@ class Machine:
         if isinstance(stop, Crashed | TimedOut | Interrupted):
             text = report(Scene(stop, registers, sregs, self.memory, last_exits, exits, duration, self._image))
         return RunResult(
-            stop, registers, sregs, self._serial_log, self._debugcon_log, exits, last_exits, duration, text
+            stop,
+            registers,
+            sregs,
+            self._serial_log.output(),
+            self._debugcon_log.output(),
+            exits,
+            last_exits,
+            duration,
+            text,
         )
 
     @property

@@ -6,10 +6,27 @@ A guest can print for ever, so only the last part is kept. Leaves out how a term
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pykvm.units import MiB
 
-__all__ = ["OutputLog"]
+__all__ = ["Output", "OutputLog"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a guest had printed at some time: the last bytes of it, and how many before them were ``dropped``."""
+
+    data: bytes
+    dropped: int = 0
+
+    @property
+    def text(self) -> str:
+        """Return ``data`` as UTF-8, with U+FFFD for what is none."""
+        return self.data.decode("utf-8", "replace")
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class OutputLog:
@@ -25,26 +42,16 @@ class OutputLog:
         """Take ``data`` from the guest."""
         self._kept += data
         if len(self._kept) > 2 * self._limit:  # cut now and then, not at every byte
-            excess = len(self._kept) - self._limit
-            del self._kept[:excess]
-            self._dropped += excess
+            self._cut()
         if self._forward is not None:
             self._forward(data)
 
-    @property
-    def data(self) -> bytes:
-        """Return the last ``limit`` bytes written."""
-        return bytes(self._kept[-self._limit :])
+    def output(self) -> Output:
+        """Return what was written so far."""
+        self._cut()
+        return Output(bytes(self._kept), self._dropped)
 
-    @property
-    def text(self) -> str:
-        """Return ``data`` as UTF-8, with U+FFFD for what is none."""
-        return self.data.decode("utf-8", "replace")
-
-    @property
-    def dropped(self) -> int:
-        """Return how many bytes came before ``data`` and were not kept."""
-        return self._dropped + max(0, len(self._kept) - self._limit)
-
-    def __str__(self) -> str:
-        return self.text
+    def _cut(self) -> None:
+        excess = max(0, len(self._kept) - self._limit)
+        del self._kept[:excess]
+        self._dropped += excess

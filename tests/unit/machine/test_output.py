@@ -7,7 +7,7 @@ import resource
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.machine.output import OutputLog
+from pykvm.machine.output import Output, OutputLog
 
 
 def test_output_is_forwarded_as_it_comes() -> None:
@@ -16,7 +16,7 @@ def test_output_is_forwarded_as_it_comes() -> None:
     log.write(b"a")
     log.write(b"bc")
     assert seen == [b"a", b"bc"]
-    assert log.data == b"abc"
+    assert log.output().data == b"abc"
 
 
 @given(st.lists(st.binary(max_size=20)), st.integers(1, 30))
@@ -25,14 +25,13 @@ def test_only_the_last_bytes_are_kept_and_the_rest_is_counted(chunks: list[bytes
     for chunk in chunks:
         log.write(chunk)
     everything = b"".join(chunks)
-    assert log.data == everything[-limit:]
-    assert log.dropped == max(0, len(everything) - limit)
+    assert log.output() == Output(everything[-limit:], max(0, len(everything) - limit))
 
 
 def test_bytes_that_are_no_utf8_are_shown_as_replacement_characters() -> None:
     log = OutputLog()
     log.write(b"ok \xff")
-    assert log.text == str(log) == "ok \ufffd"
+    assert log.output().text == str(log.output()) == "ok \ufffd"
 
 
 def test_a_flood_of_output_does_not_grow_the_process() -> None:
@@ -45,3 +44,11 @@ def test_a_flood_of_output_does_not_grow_the_process() -> None:
         log.write(line)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 16 * 1024  # KiB
+
+
+def test_an_output_stays_what_it_was() -> None:
+    log = OutputLog()
+    log.write(b"first")
+    before = log.output()
+    log.write(b" second")
+    assert before.text == "first"
