@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from pykvm.errors import KvmUnavailableError
 from pykvm.memory import layout
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 NEED_KVM = (HERE / "kvm", HERE / "guests")
 TIME_LIMIT = 60  # seconds a test may take; a broken guest loops for ever more often than it crashes
+
+# No test may depend on how fast the machine is; and what CI says must not depend on luck.
+settings.register_profile("pykvm", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("pykvm")
 
 _why_no_kvm = pytest.StashKey[str]()
 
