@@ -1,46 +1,47 @@
 """What this host's KVM really does, beyond what it claims.
 
-A capability says that KVM has an interface; whether a guest then runs is another matter: some hosts interpret ring 0 with
-an emulator that lacks instructions, some cannot run 32-bit paging at all. A probe is a guest of a few
-instructions that asks one such question, under a time limit. ``pykvm doctor --probe`` prints the answers, and tests skip by
-them. Leaves out: why a host is as it is.
+A capability says that KVM has an interface; whether a guest then runs is another matter: some hosts interpret ring 0
+with an emulator that lacks instructions, some cannot run 32-bit paging at all. A probe is a guest of a few instructions
+that asks one such question, under a time limit. ``pykvm doctor --probe`` prints the answers, and tests skip by them.
+Leaves out: why a host is as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 from pykvm.boot import BUNDLE, flat_image, open_image, probe_settings
-from pykvm.errors import ConfigurationError
-from pykvm.kvm import Debug, Exit, GuestDebugControl, Hlt
-from pykvm.machine import Crashed, DebugExitWritten, Halted, Machine, Stop
-from pykvm.kvm import Shutdown
-from pykvm.units import KiB, MiB, GiB, parse_size
-from pykvm.x86 import Mode
+from pykvm.errors import ConfigurationError, ImageError, KvmUnavailableError, PykvmError
+from pykvm.kvm import Debug, Exit, GuestDebugControl, Hlt, InternalError, Intr, Shutdown
+from pykvm.machine import Crashed, DebugExitWritten, Halted, Machine, RunResult, Stop, TimedOut, describe_exit
+from pykvm.memory.layout import LOAD, REAL_LOAD
+from pykvm.units import GiB, KiB, MiB, parse_size
+from pykvm.x86 import Dr7, Mode, cpu_mode, instruction_at
 
 __all__ = ["Outcome", "Probe", "all_probes", "probe"]
 
 SUCCESS = 0x2A  # what a probe guest writes to the debug-exit port
 TIME_LIMIT = 0.5  # seconds; a probe takes about a millisecond where it works
-STEP_LIMIT = 16
+EXIT_LIMIT = 16  # of a guest that is debugged
 
 PAGE_SIZES = {"4K": 4 * KiB, "2M": 2 * MiB, "1G": GiB}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether a probe succeeded, and in words what happened instead."""
+    """Whether a probe succeeded, and what happened, in a few words. ``hangs`` tells that it ran into its time limit."""
 
     works: bool
     detail: str
+    hangs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A question to this host's KVM. ``proves`` says what a yes means."""
+    """A question to this host's KVM. ``proves`` says what a yes means; ``ask`` puts it, under a time limit."""
 
     name: str
     proves: str
@@ -49,8 +50,10 @@ class Probe:
 
 def all_probes() -> list[Probe]:
     """Return every probe, by name. Raises: ImageError if the package was installed without its guests."""
-    guests = [_guest_probe(path) for path in sorted((BUNDLE / "probes").glob("*.elf"))]
-    return sorted([*guests, *_STEP_PROBES], key=lambda item: item.name)
+    paths = sorted((BUNDLE / "probes").glob("*.elf"))
+    if not paths:
+        raise ImageError("the probes are missing: install pykvm again with pip install .")
+    return sorted([*map(_guest_probe, paths), *_DEBUG_PROBES], key=lambda item: item.name)
 
 
 @cache
@@ -59,27 +62,35 @@ def probe(name: str) -> Outcome:
 
     Raises: ConfigurationError if there is no such probe; KvmUnavailableError.
     """
-    for candidate in all_probes():
-        if candidate.name == name:
-            return candidate.ask()
-    raise ConfigurationError(f"there is no probe {name!r}: there are {', '.join(p.name for p in all_probes())}")
+    probes = {candidate.name: candidate for candidate in all_probes()}
+    if name not in probes:
+        raise ConfigurationError(f"there is no probe {name!r}{_suggestion(name, probes)}")
+    return probes[name].ask()
+
+
+def _suggestion(name: str, probes: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, probes, n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else f": there are {', '.join(probes)}"
+
+
+# ---- probes that are guests: they write SUCCESS to the debug-exit port, or end as their source says ----
 
 
 def _guest_probe(path: Path) -> Probe:
     settings = probe_settings(path.with_suffix(".S"))
-    return Probe(path.stem, settings["proves"], partial(_run_guest, path, settings))
+    return Probe(path.stem, settings["proves"], partial(_safely, partial(_run_guest, path, settings)))
 
 
 def _run_guest(path: Path, settings: dict[str, str]) -> Outcome:
     mode = Mode(settings["mode"])
     page_size = PAGE_SIZES.get(settings.get("page-size", ""))
     with Machine(parse_size(settings.get("memory", "2M"))) as machine:
-        try:
-            machine.load(open_image(path, mode=mode), ring=int(settings.get("ring", "0")), page_size=page_size)
-        except ConfigurationError as error:
-            return Outcome(False, str(error))
-        stop = machine.run(TIME_LIMIT).stop
-    return Outcome(_is_success(stop, settings.get("expect", "")), str(stop))
+        machine.load(open_image(path, mode=mode), ring=int(settings.get("ring", "0")), page_size=page_size)
+        result = machine.run(TIME_LIMIT)
+    works = _is_success(result.stop, settings.get("expect", ""))
+    return Outcome(works, _in_words(result), hangs=isinstance(result.stop, TimedOut))
 
 
 def _is_success(stop: Stop, expected: str) -> bool:
@@ -91,36 +102,103 @@ def _is_success(stop: Stop, expected: str) -> bool:
     return stop == DebugExitWritten(SUCCESS)
 
 
-# The guest of the stepping probes, at 0x8000 in real mode: nop; hlt; nop; nop; hlt
-_STEPPED = b"\x90\xf4\x90\x90\xf4"
+def _in_words(result: RunResult) -> str:
+    match result.stop:
+        case Crashed(exit=InternalError(instruction=code)) if code:
+            width = cpu_mode(result.sregs, result.registers).width
+            refused = instruction_at(code, result.registers.rip, width)
+            return f"KVM's emulator does not know {refused.mnemonic} {refused.operands}".rstrip() if refused else ""
+        case Crashed(exit=exit):
+            return describe_exit(exit)
+        case DebugExitWritten(value=value):
+            return "success" if value == SUCCESS else f"the guest found a wrong result ({value:#x})"
+        case Halted():
+            return "the guest halted"
+        case TimedOut(limit=limit):
+            return f"the guest was still running after {limit:g} s"
+    return str(result.stop)
 
 
-def _step(wanted: Callable[[list[Exit]], bool]) -> Outcome:
-    """Step through ``_STEPPED`` and ask ``wanted`` about the exits."""
+def _safely(ask: Callable[[], Outcome]) -> Outcome:
+    """Return what ``ask`` does, or that this host refuses even to set the guest up."""
+    try:
+        return ask()
+    except KvmUnavailableError:
+        raise
+    except PykvmError as error:
+        return Outcome(False, str(error).partition("\n")[0])
+
+
+# ---- probes of KVM_SET_GUEST_DEBUG: what is seen from outside while a guest runs ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Debugged:
+    """A guest to be debugged: how it starts, what KVM is asked for, and the exits by which it works."""
+
+    code: bytes
+    mode: Mode
+    control: GuestDebugControl
+    wanted: Callable[[list[Exit]], bool]
+    ring: int = 0
+    breakpoint: int = 0  # linear
+
+    def ask(self) -> Outcome:
+        with Machine(2 * MiB) as machine:
+            machine.load(flat_image(self.code, mode=self.mode), ring=self.ring)
+            debugreg = (self.breakpoint, 0, 0, 0, 0, 0, 0, Dr7.G0.value)
+            machine.vcpu.set_guest_debug(GuestDebugControl.ENABLE | self.control, debugreg)
+            exits = _debug_exits(machine)
+        shown = ", ".join(f"stop at {e.pc:#x}" if isinstance(e, Debug) else describe_exit(e) for e in exits[:5])
+        return Outcome(self.wanted(exits), shown, hangs=isinstance(exits[-1], Intr))
+
+
+def _debug_exits(machine: Machine) -> list[Exit]:
+    """Return the exits up to the first that is not of debugging, or is the time limit's."""
     exits: list[Exit] = []
-    with Machine(1 * MiB) as machine:
-        machine.load(flat_image(_STEPPED, mode=Mode.REAL))
-        vcpu = machine.vcpu
-        vcpu.set_guest_debug(GuestDebugControl.ENABLE | GuestDebugControl.SINGLESTEP)
-        vcpu.start_ticks(TIME_LIMIT, TIME_LIMIT)
-        for _ in range(STEP_LIMIT):
-            exits.append(vcpu.run())
-            if not isinstance(exits[-1], Debug):
-                break
-        vcpu.stop_ticks()
-    shown = ", ".join(f"step to {e.pc:#x}" if isinstance(e, Debug) else type(e).__name__ for e in exits[:5])
-    return Outcome(wanted(exits), shown)
+    machine.vcpu.start_ticks(TIME_LIMIT, TIME_LIMIT)
+    try:
+        while len(exits) < EXIT_LIMIT and (not exits or isinstance(exits[-1], Debug)):
+            exits.append(machine.vcpu.run())
+    finally:
+        machine.vcpu.stop_ticks()
+    return exits
 
 
-def _first_step_is_seen(exits: list[Exit]) -> bool:
-    return isinstance(exits[0], Debug) and exits[0].pc == 0x8001
+def _stops_first_at(address: int, exits: list[Exit]) -> bool:
+    return isinstance(exits[0], Debug) and exits[0].pc == address
 
 
-def _hlt_is_seen(exits: list[Exit]) -> bool:
+def _shows_hlt_second(exits: list[Exit]) -> bool:
     return len(exits) > 1 and isinstance(exits[1], Hlt)
 
 
-_STEP_PROBES = (
-    Probe("single-step", "KVM_SET_GUEST_DEBUG stops after every instruction", partial(_step, _first_step_is_seen)),
-    Probe("single-step-hlt", "a single step over HLT shows KVM_EXIT_HLT", partial(_step, _hlt_is_seen)),
+NOP_HLT = b"\x90\xf4\x90\x90\xf4"  # nop; hlt; nop; nop; hlt
+NOP_UD2 = b"\x90\x90\x90\x0f\x0b"  # nop; nop; nop; ud2
+
+_STEPPED = partial(_Debugged, NOP_HLT, Mode.REAL, GuestDebugControl.SINGLESTEP)
+_STOPPED = partial(_Debugged, NOP_UD2, Mode.LONG, GuestDebugControl.USE_HW_BP, breakpoint=LOAD + 2)
+
+
+def _debug_probe(name: str, proves: str, guest: _Debugged) -> Probe:
+    return Probe(name, proves, partial(_safely, guest.ask))
+
+
+_DEBUG_PROBES = (
+    _debug_probe(
+        "single-step",
+        "KVM_SET_GUEST_DEBUG stops after every instruction",
+        _STEPPED(partial(_stops_first_at, REAL_LOAD + 1)),
+    ),
+    _debug_probe("single-step-hlt", "a single step over HLT shows KVM_EXIT_HLT", _STEPPED(_shows_hlt_second)),
+    _debug_probe(
+        "hw-breakpoint-ring0",
+        "a hardware breakpoint of KVM_SET_GUEST_DEBUG stops a guest in ring 0",
+        _STOPPED(partial(_stops_first_at, LOAD + 2)),
+    ),
+    _debug_probe(
+        "hw-breakpoint-ring3",
+        "a hardware breakpoint of KVM_SET_GUEST_DEBUG stops a guest in ring 3",
+        _STOPPED(partial(_stops_first_at, LOAD + 2), ring=3),
+    ),
 )

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pykvm.boot.assembler import TEXT_NAME, build_source, build_text
-from pykvm.boot.bundle import BUNDLE
 from pykvm.boot.elf import ELF_MAGIC, elf_image
 from pykvm.boot.flat import flat_image
 from pykvm.boot.image import Image, printable
@@ -43,18 +40,20 @@ FILE_KINDS = {
 def open_image(
     path: str | os.PathLike[str],
     *,
+    name: str | None = None,
     mode: Mode | None = None,
     load: int | None = None,
     entry: int | str | None = None,
 ) -> Image:
     """Return the guest in the file ``path``: an ELF executable, an assembly source, or else a flat binary.
 
-    ``mode`` is what the CPU starts in, by default what the format or the source says; ``load`` the guest-physical
-    address for a flat binary, or the one to link a source for; ``entry`` a linear address or a symbol's name.
+    ``name`` is what messages call it, by default the path; ``mode`` what the CPU starts in, by default what the format
+    or the source says; ``load`` the guest-physical address for a flat binary, or the one to link a source for;
+    ``entry`` a linear address or a symbol's name.
 
     Raises: ImageError if it cannot be read or is malformed; AssemblerError.
     """
-    name = printable(os.fspath(path)) or "''"
+    name = name or printable(os.fspath(path)) or "''"
     data = _read_file(Path(path), name)
     if data.startswith(ELF_MAGIC):
         if load is not None:
@@ -62,6 +61,8 @@ def open_image(
                 f"{name}: an ELF file says itself where it goes: leave the load address out, or link it again"
             )
         return elf_image(data, name=name, mode=mode, entry=entry)
+    if Path(path).suffix == ".c":
+        raise ImageError(f"{name}: is C: compile and link it first, as the bundled guest 14-c-kernel is")
     if Path(path).suffix in ASSEMBLY_SUFFIXES:
         return assemble(Path(path), mode=mode, load=load, entry=entry)
     return flat_image(data, name=name, mode=mode, load=load, entry=entry)
@@ -83,6 +84,12 @@ def assemble(
 
     Raises: AssemblerError, with the assembler's words; ImageError if the file cannot be read; ConfigurationError.
     """
+    # Loaded only now: with subprocess and tempfile they take as long as the rest of this layer.
+    import tempfile
+
+    from pykvm.boot.assembler import TEXT_NAME, build_source, build_text
+    from pykvm.boot.bundle import BUNDLE
+
     wanted = None if mode is None else to_mode(mode).value
     folders = [*include, BUNDLE / LIBRARY]
     with tempfile.TemporaryDirectory(prefix="pykvm-") as scratch:

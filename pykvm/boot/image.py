@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -147,6 +146,8 @@ def choose_entry(name: str, entry: int | str | None, default: int, symbols: Sequ
         return addresses[entry]
     if not addresses:
         raise ImageError(f"{name}: there is no symbol {entry!r}, nor any other: give the entry as an address")
+    from difflib import get_close_matches  # for people who mistype: nobody else waits for it
+
     close = get_close_matches(entry, addresses, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise ImageError(f"{name}: there is no symbol {entry!r} to start at{hint}")

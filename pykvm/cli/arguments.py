@@ -6,16 +6,18 @@ Leaves out the options only one sub-command has.
 from __future__ import annotations
 
 import argparse
-import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from pykvm.boot import BundledGuest, Image, find_guest, open_image, suggest
+from pykvm.boot.image import printable
+from pykvm.cli.streams import say
 from pykvm.errors import ConfigurationError, ImageError
 from pykvm.units import parse_size
 from pykvm.x86 import Mode
 
-__all__ = ["Target", "add_image_options", "address", "find_target", "size"]
+__all__ = ["Target", "add_image_options", "address", "address_or_symbol", "count", "find_target", "size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +52,20 @@ def find_target(options: argparse.Namespace) -> Target:
     Raises: ImageError.
     """
     name: str = options.target
+    if not name:
+        raise ImageError("TARGET is empty: name a bundled guest or a file")
     mode = None if options.mode is None else Mode(options.mode)
     guest = None if "/" in name else find_guest(name)
     if guest is None:
         return Target(_open_file(name, mode, options.load, options.entry))
-    if Path(name).is_file():
-        print(
-            f"pykvm: {name} is a bundled guest and a file here; this is the guest, ./{name} is the file",
-            file=sys.stderr,
-        )
+    if _exists(name):
+        say(f"pykvm: {name} is a bundled guest and a file here; this is the guest, ./{name} is the file")
     if options.load is not None:
         raise ImageError(
-            f"{guest.name} is linked for its address: --load works with flat binaries and assembly sources"
+            f"{guest.name}: is linked for its address: --load works with flat binaries and assembly sources"
         )
-    return Target(open_image(guest.image, mode=mode or Mode(guest.mode), entry=options.entry), guest)
+    image = open_image(guest.image, name=guest.name, mode=mode or Mode(guest.mode), entry=options.entry)
+    return Target(image, guest)
 
 
 def address(text: str) -> int:
@@ -90,9 +92,29 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def count(text: str) -> int:
+    """Return the number above 0 that ``text`` names."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count: write a number above 0")
+    return int(text)
+
+
 def _open_file(name: str, mode: Mode | None, load: int | None, entry: int | str | None) -> Image:
-    if not Path(name).exists() and "/" not in name:
+    if "/" not in name and not _exists(name):
         close = suggest(name)
         hint = f"did you mean {' or '.join(close)}?" if close else "'pykvm guests' lists the guests"
-        raise ImageError(f"{name}: there is no such file, and no bundled guest of that name; {hint}")
-    return open_image(Path(name), mode=mode, load=load, entry=entry)
+        raise ImageError(f"{printable(name)}: there is no such file, and no bundled guest of that name; {hint}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", UserWarning)  # AssemblerWarning is one
+        image = open_image(name, mode=mode, load=load, entry=entry)
+    for warning in caught:
+        say(f"pykvm: {warning.filename}:{warning.lineno}: Warning: {warning.message}")
+    return image
+
+
+def _exists(name: str) -> bool:
+    try:
+        Path(name).stat()
+    except (OSError, ValueError):  # a name that is too long is no file's either
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""``pykvm doctor``: can KVM be used here, what does it offer, and what does it really do?
+"""``pykvm doctor``: whether KVM can be used here, what it offers, and what it really does.
 
 Ends with status 0 if guests can run here, and 69 if not. Leaves out mending anything.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Iterable
 
-from pykvm.errors import KvmUnavailableError
+from pykvm.cli.rows import print_rows
+from pykvm.errors import ConfigurationError, KvmError, KvmUnavailableError
 
 __all__ = ["add_parser"]
+
+DEVICE = "/dev/kvm"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,57 +25,77 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Check whether and how well KVM works here. Ends with status 0 if it can be used, else 69.",
     )
     parser.add_argument("--probe", action="store_true", help="run tiny guests to see what this host's KVM really does")
-    parser.add_argument("--device", default="/dev/kvm", metavar="PATH", help="the KVM device (default: /dev/kvm)")
+    parser.add_argument(
+        "--device", type=device, default=DEVICE, metavar="PATH", help=f"the KVM device (default: {DEVICE})"
+    )
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do it and return the exit status."""
-    from pykvm.kvm import Kvm, survey
-
+    if options.probe and options.device != DEVICE:
+        raise ConfigurationError(f"--probe runs guests on {DEVICE}: leave --device out")
     try:
-        with Kvm.open(options.device) as kvm:
-            version = kvm.get_api_version()
-            capabilities = survey(kvm)
-            msrs, leaves = len(kvm.get_msr_index_list()), len(kvm.get_supported_cpuid())
-    except KvmUnavailableError as error:
-        _print_rows([(options.device, error.reason), ("", error.remedy)])
-        print("not ready.")
-        return 69
-    _print_rows(
-        [
-            (options.device, f"opened read-write, API version {version}"),
-            ("host", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs"),
-            ("CPU state", f"{msrs} MSRs, {leaves} CPUID leaves"),
-        ]
-    )
+        host, capabilities = _examine(options.device)
+    except (KvmUnavailableError, KvmError) as error:
+        return _not_ready(options.device, error)
+    print_rows(host)
     print("\ncapabilities")
-    _print_rows(
-        (capability.name, str(value) if capability.is_figure else "yes" if value else "no", capability.purpose)
-        for capability, value in capabilities
-    )
+    print_rows(capabilities)
     if options.probe:
         _print_probes()
     print("ready." if options.probe else "ready.  (doctor --probe shows what guests really can do here)")
     return 0
 
 
+def device(text: str) -> str:
+    """Return ``text`` if it can be a device's path."""
+    if text.isprintable() and text:
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is no device's path")
+
+
+def _examine(path: str) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
+    """Return what there is to say about the host, and its capabilities. Raises: KvmUnavailableError, KvmError."""
+    from pykvm.kvm import Kvm, survey
+
+    with Kvm.open(path) as kvm:
+        version = kvm.get_api_version()
+        msrs, leaves = len(kvm.get_msr_index_list()), len(kvm.get_supported_cpuid())
+        with kvm.create_vm() as vm, vm.create_vcpu():
+            pass  # KVM may answer every question and yet have no processor to give: another hypervisor has it
+        capabilities = [
+            (capability.name, str(value) if capability.is_figure else "yes" if value else "no", capability.purpose)
+            for capability, value in survey(kvm)
+        ]
+    host = [
+        (path, f"opened read-write, API version {version}"),
+        ("host", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs"),
+        ("CPU state", f"{msrs} MSRs, {leaves} CPUID leaves"),
+        ("VM", "created, with a vCPU"),
+    ]
+    return host, capabilities
+
+
+def _not_ready(path: str, error: KvmUnavailableError | KvmError) -> int:
+    reason, remedy = (error.reason, error.remedy) if isinstance(error, KvmUnavailableError) else (str(error), "")
+    print(reason)
+    for line in remedy.splitlines():
+        print(f"  {line}")
+    print("not ready.")
+    return 69
+
+
 def _print_probes() -> None:
     from pykvm.probes import all_probes
 
     print("\nprobes")
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for probe in all_probes():
         outcome = probe.ask()
-        rows.append((probe.name, "works" if outcome.works else "no", probe.proves if outcome.works else outcome.detail))
-    _print_rows(rows)
-
-
-def _print_rows(rows: Iterable[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=True, highlight=False).print(table)
+        word = "works" if outcome.works else "hangs" if outcome.hangs else "no"
+        rows.append((probe.name, word, probe.proves if outcome.works else f"{probe.proves}\n-> {outcome.detail}"))
+    print_rows(rows)
+    words = [word for _, word, _ in rows]
+    counts = f"{words.count('works')} of {len(words)} probes work here"
+    print(f"{counts}, {words.count('no')} do not, {words.count('hangs')} did not end in time")

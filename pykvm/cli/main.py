@@ -4,10 +4,11 @@
     v<<1|1  the guest wrote v to the debug-exit port (low 8 bits)
     2     wrong use: an unknown option, a missing or malformed image
     69    KVM cannot be used here (EX_UNAVAILABLE of sysexits.h)
+    74    stdout, or a file, cannot be written (EX_IOERR)
     124   the time limit was reached
     125   the guest crashed
     130   interrupted with Ctrl-C
-    141   whoever read the output went away
+    141   whoever read stdout went away (as a shell shows SIGPIPE)
 
 Leaves out what each sub-command does.
 """
@@ -15,17 +16,22 @@ Leaves out what each sub-command does.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from pykvm.cli import disasm, doctor, guests, run
+from pykvm.cli.streams import discard_output, fill_closed_streams, say
 from pykvm.errors import KvmError, KvmUnavailableError, PykvmError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["main", "make_parser"]
 
 WRONG_USE = 2
 UNAVAILABLE = 69
+CANNOT_WRITE = 74
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -35,36 +41,47 @@ exit status:
   v<<1 | 1  the guest wrote v to port 0xf4 (low 8 bits)
   2         wrong use: an unknown option, a missing or malformed image
   69        KVM cannot be used here
+  74        stdout cannot be written
   124       the time limit was reached
   125       the guest crashed
-  130       interrupted with Ctrl-C
+  130       interrupted with Ctrl-C, or quit with Ctrl-A x
+  141       whoever read stdout went away
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line ``arguments`` (by default the process's own) and return the exit status."""
-    options = make_parser().parse_args(arguments)
+    """Run the command line ``arguments`` (by default the process's own) and return the exit status.
+
+    Raises: SystemExit for ``--help``, ``--version`` and wrong options, as argparse does.
+    """
+    fill_closed_streams()
     try:
-        status: int = options.command(options)
-        sys.stdout.flush()
+        try:
+            options = make_parser().parse_args(arguments)
+            status: int = options.command(options)
+            return status
+        finally:
+            sys.stdout.flush()
     except KvmUnavailableError as error:
         return _complain(f"KVM cannot be used here: {error.reason}", error.remedy, status=UNAVAILABLE)
     except KvmError as error:
         return _complain(f"KVM refused: {error}", status=UNAVAILABLE)
     except PykvmError as error:
         return _complain(str(error), status=WRONG_USE)
-    except KeyboardInterrupt:
-        return _complain("interrupted with Ctrl-C", status=INTERRUPTED)
     except BrokenPipeError:
-        # Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return BROKEN_PIPE
-    return status
+    except OSError as error:
+        discard_output()
+        return _complain(f"{error.filename or 'stdout'}: cannot be written: {error.strerror}", status=CANNOT_WRITE)
+    except KeyboardInterrupt:
+        discard_output()
+        return _complain("interrupted with Ctrl-C", status=INTERRUPTED)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pykvm",
         description="Learn, run and test on raw KVM.",
         epilog=STATUSES,
@@ -75,6 +92,17 @@ def make_parser() -> argparse.ArgumentParser:
     for module in (run, guests, doctor, disasm):
         module.add_parser(commands)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, where argparse prints the whole usage first. Sub-commands' parsers do too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_complain(message.removeprefix("argument "), f"see {self.prog} --help", status=WRONG_USE))
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        # argparse ignores an OSError here, as if the help had been shown.
+        print(self.format_help(), end="", file=file)
 
 
 class _ShowVersion(argparse.Action):
@@ -88,9 +116,7 @@ class _ShowVersion(argparse.Action):
 
 
 def _complain(message: str, advice: str = "", *, status: int) -> int:
-    print(f"pykvm: {message}", file=sys.stderr)
-    for line in advice.splitlines():
-        print(f"  {line}", file=sys.stderr)
+    say("\n".join([f"pykvm: {message}", *(f"  {line}" for line in advice.splitlines())]))
     return status
 
 

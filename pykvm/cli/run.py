@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from typing import TYPE_CHECKING
 
 from pykvm.cli.arguments import add_image_options, find_target, size
 
 if TYPE_CHECKING:
+    from pykvm.cli.terminal import Terminal
     from pykvm.devices import Unclaimed
 
 __all__ = ["add_parser"]
@@ -45,8 +45,11 @@ def run(options: argparse.Namespace) -> int:
 
     target = find_target(options)
     guest = target.guest
-    memory = options.memory or (guest.memory if guest else DEFAULT_MEMORY)
-    ring = options.ring if options.ring is not None else (guest.ring if guest else 0)
+    memory, ring = options.memory, options.ring
+    if memory is None:
+        memory = guest.memory if guest else DEFAULT_MEMORY
+    if ring is None:
+        ring = guest.ring if guest else 0
     with (
         Terminal() as terminal,
         Machine(
@@ -54,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
             serial_output=terminal.write,
             serial_input=terminal.read,
             debugcon_output=terminal.write,
-            on_unclaimed=UnclaimedNotes(),
+            on_unclaimed=UnclaimedNotes(terminal),
             observers=(terminal,),
         ) as machine,
     ):
@@ -62,28 +65,32 @@ def run(options: argparse.Namespace) -> int:
         try:
             result = machine.run(options.timeout)
         except Quit:
+            terminal.restore()
+            terminal.note("quit with Ctrl-A x")
             return exit_status(Interrupted())
         except KeyboardInterrupt:
+            terminal.restore()
             result = machine.result(Interrupted())
         terminal.restore()
         if result.report:
-            print(f"pykvm: {result.report}", file=sys.stderr)
+            terminal.note(result.report)
         return result.status
 
 
 class UnclaimedNotes:
     """Says on stderr which accesses no device answered, the first few of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
         self._lines = 0
 
     def __call__(self, access: Unclaimed) -> None:
         """Take note of ``access``."""
         self._lines += 1
         if self._lines <= UNCLAIMED_LINES:
-            print(f"pykvm: {access}", file=sys.stderr)
+            self._terminal.note(str(access))
         elif self._lines == UNCLAIMED_LINES + 1:
-            print("pykvm: there are more such accesses; they are not shown", file=sys.stderr)
+            self._terminal.note("there are more such accesses; they are not shown")
 
 
 def seconds(text: str) -> float:

@@ -1,8 +1,12 @@
 """The terminal, as a guest's serial port sees it.
 
 Output is passed on at once at the end of a line, and otherwise within a tick. Input is read only when the guest
-asks for some; if it comes from a terminal, that goes raw at the first question (every key goes to the guest, Ctrl-C
-too) and Ctrl-A x quits. See: termios(3). Leaves out window sizes and mouse reports.
+asks for some. If it comes from a terminal, that goes raw when the guest waits for it: every key goes to the guest,
+Ctrl-C too, and Ctrl-A x quits.
+
+    cooked --the guest waits for input--> raw --end of the run, Ctrl-A x, or a signal--> cooked
+
+See: termios(3). Leaves out window sizes and mouse reports.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import termios
 import tty
 from collections import deque
 from types import FrameType, TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
+from pykvm.cli.streams import discard_output, say
 from pykvm.kvm import Exit
 
 __all__ = ["Quit", "Terminal"]
@@ -27,6 +32,11 @@ HELP = "Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A"
 
 # Keys typed ahead of a guest that does not read them. More are dropped, with a bell.
 TYPED_AHEAD = 4096
+
+FULL = 4096  # bytes of output that wait for the end of their line at most
+
+# What would end the process without a chance to restore anything.
+DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Quit(KeyboardInterrupt):
@@ -39,11 +49,15 @@ class Terminal:
     It is an observer, so that it can flush output and look for Ctrl-A x while the guest neither prints nor reads.
     """
 
-    def __init__(self, stdin: int = 0) -> None:
+    def __init__(self, stdin: int = 0, stdout: BinaryIO | None = None) -> None:
         self._stdin = stdin
-        self._output = sys.stdout.buffer
+        self._output = stdout or sys.stdout.buffer
         self._is_terminal = os.isatty(stdin)
-        self._ended = False
+        self._shows_output = self._output.isatty()
+        self._waiting = bytearray()  # output that is not flushed yet
+        self._in_line = False  # whether the last byte of output left the cursor in the middle of a line
+        self._asked_in_vain = 0  # how often the guest looked for input since it printed last
+        self._ended = False  # whether stdin is at its end
         self._keys: deque[int] = deque()
         self._after_escape = False
         self._cooked: list[object] | None = None  # the settings to go back to, while raw
@@ -53,18 +67,31 @@ class Terminal:
 
     def write(self, data: bytes) -> None:
         """Pass the guest's output on."""
-        self._output.write(data)
-        if b"\n" in data:
-            self._output.flush()
+        self._asked_in_vain = 0
+        self._waiting += data
+        if b"\n" in data or len(self._waiting) >= FULL:
+            self._flush()
 
     def read(self, limit: int) -> bytes:
         """Return up to ``limit`` bytes of input that are there now; never waits."""
         if not self._is_terminal:
             return self._read_now(limit)
         if self._cooked is None:
+            # A guest looks at LSR before it sends a byte, too; but then it sends, and does not look again.
+            self._asked_in_vain += 1
+            if self._asked_in_vain == 1 and not self._has_input():
+                return b""
             self._go_raw()
         self._take_keys()
         return bytes(self._keys.popleft() for _ in range(min(limit, len(self._keys))))
+
+    def note(self, text: str) -> None:
+        """Print what pykvm has to say about the guest on stderr, on a line of its own."""
+        self._flush()
+        if self._shows_output and self._in_line:
+            say("")
+            self._in_line = False
+        say(f"pykvm: {text}")
 
     # ---- what the run loop calls ----
 
@@ -73,7 +100,7 @@ class Terminal:
 
     def tick(self) -> None:
         """Flush output, and look for Ctrl-A x."""
-        self._output.flush()
+        self._flush()
         if self._cooked is not None:
             self._take_keys()
 
@@ -83,7 +110,8 @@ class Terminal:
         """Give the terminal back as it was; does nothing if it is."""
         if self._cooked is None:
             return
-        termios.tcsetattr(self._stdin, termios.TCSADRAIN, self._cooked)  # type: ignore[arg-type]
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(self._stdin, termios.TCSADRAIN, self._cooked)  # type: ignore[arg-type]
         self._cooked = None
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -96,26 +124,42 @@ class Terminal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.restore()
-        if not isinstance(error, BrokenPipeError):
-            self._output.flush()
+        if not isinstance(error, OSError):  # which may have come from writing
+            self._flush()
 
     def _go_raw(self) -> None:
-        self._output.flush()
-        print(f"pykvm: the guest reads this terminal now; {HELP}", file=sys.stderr)
-        # SIGTERM and SIGHUP would end the process without a chance to restore anything.
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        self.note(f"the guest reads this terminal now; {HELP}")
+        for number in DEADLY:
             self._old_handlers[number] = signal.signal(number, self._on_deadly_signal)
-        self._cooked = termios.tcgetattr(self._stdin)
-        tty.setraw(self._stdin, termios.TCSADRAIN)
-        # Keep the terminal's own newline treatment for output: a guest prints \n and means a new line.
-        settings = termios.tcgetattr(self._stdin)
-        settings[1] |= termios.OPOST
-        termios.tcsetattr(self._stdin, termios.TCSADRAIN, settings)
+        try:
+            self._cooked = termios.tcgetattr(self._stdin)
+            tty.setraw(self._stdin, termios.TCSADRAIN)
+            # Keep the terminal's own newline treatment for output: a guest prints \n and means a new line.
+            settings = termios.tcgetattr(self._stdin)
+            settings[1] |= termios.OPOST
+            termios.tcsetattr(self._stdin, termios.TCSADRAIN, settings)
+        except termios.error:  # the terminal has gone since
+            self._is_terminal = False
 
     def _on_deadly_signal(self, number: int, frame: FrameType | None) -> None:
         self.restore()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+    # ---- output ----
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        data = bytes(self._waiting)
+        self._waiting.clear()
+        self._in_line = not data.endswith(b"\n")
+        try:
+            self._output.write(data)
+            self._output.flush()
+        except KeyboardInterrupt:
+            discard_output()  # nobody reads it, and the next attempt would block as well
+            raise
 
     # ---- input ----
 
@@ -135,21 +179,25 @@ class Terminal:
         if key == ESCAPE:
             self._type(key)
         else:
-            print(f"\npykvm: {HELP}", file=sys.stderr)
+            self.note(HELP)
 
     def _type(self, key: int) -> None:
         if len(self._keys) < TYPED_AHEAD:
             self._keys.append(key)
         else:
-            sys.stderr.write("\a")
+            with contextlib.suppress(OSError):
+                os.write(self._stdin, b"\a")
 
     def _read_now(self, limit: int) -> bytes:
         if self._ended:
             return b""
         data = b""
         with contextlib.suppress(OSError, ValueError):  # a closed or revoked stdin has nothing to say
-            if not select.select([self._stdin], [], [], 0)[0]:
+            if not self._has_input():
                 return b""
             data = os.read(self._stdin, limit)
         self._ended = not data
         return data
+
+    def _has_input(self) -> bool:
+        return bool(select.select([self._stdin], [], [], 0)[0])

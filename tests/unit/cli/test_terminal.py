@@ -1,0 +1,114 @@
+"""The terminal as a guest's serial port sees it, without a guest: what is flushed when, and what is given back."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import termios
+from collections.abc import Iterator
+
+import pytest
+
+from pykvm.cli.terminal import TYPED_AHEAD, Quit, Terminal
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[int, int]]:
+    """A pseudo-terminal: where a person types, and where a program reads."""
+    master, slave = pty.openpty()
+    yield master, slave
+    os.close(master)
+    os.close(slave)
+
+
+def test_output_waits_for_the_end_of_its_line() -> None:
+    output = io.BytesIO()
+    with Terminal(stdout=output) as terminal:
+        for byte in b"ready":
+            terminal.write(bytes([byte]))
+        assert output.getvalue() == b""
+        terminal.write(b"\n")
+        assert output.getvalue() == b"ready\n"
+
+
+def test_output_waits_for_a_tick_at_most() -> None:
+    output = io.BytesIO()
+    with Terminal(stdout=output) as terminal:
+        terminal.write(b"> ")
+        terminal.tick()
+        assert output.getvalue() == b"> "
+
+
+def test_output_comes_before_what_pykvm_says(capsys: pytest.CaptureFixture[str]) -> None:
+    output = io.BytesIO()
+    with Terminal(stdout=output) as terminal:
+        terminal.write(b"> ")
+        terminal.note("hello")
+        assert output.getvalue() == b"> "
+    assert capsys.readouterr().err == "pykvm: hello\n"
+
+
+def test_a_line_without_end_does_not_wait_for_ever() -> None:
+    output = io.BytesIO()
+    with Terminal(stdout=output) as terminal:
+        terminal.write(b"x" * 5000)
+        assert output.getvalue() == b"x" * 5000
+
+
+def test_an_error_gives_the_terminal_back(ends: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
+    _, slave = ends
+    before = termios.tcgetattr(slave)
+    with pytest.raises(ZeroDivisionError), Terminal(slave) as terminal:
+        terminal.read(1)
+        terminal.read(1)
+        assert termios.tcgetattr(slave) != before
+        _ = 1 / 0
+    assert termios.tcgetattr(slave) == before
+
+
+def test_the_terminal_is_not_touched_before_the_guest_waits(ends: tuple[int, int]) -> None:
+    _, slave = ends
+    before = termios.tcgetattr(slave)
+    with Terminal(slave) as terminal:
+        for _ in range(3):  # what a guest does that asks LSR whether it may send
+            assert terminal.read(1) == b""
+            terminal.write(b"\n")
+        assert termios.tcgetattr(slave) == before
+
+
+def test_quitting_is_a_kind_of_interrupt(ends: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
+    master, slave = ends
+    with Terminal(slave) as terminal:
+        terminal.read(1)
+        terminal.read(1)
+        os.write(master, b"\x01x")
+        with pytest.raises(Quit):
+            terminal.tick()
+    assert issubclass(Quit, KeyboardInterrupt)
+
+
+def test_too_many_keys_typed_ahead_ring_the_bell(ends: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
+    master, slave = ends
+    with Terminal(slave) as terminal:
+        terminal.read(1)
+        terminal.read(1)
+        for _ in range(TYPED_AHEAD // 256):
+            os.write(master, b"k" * 256)
+            terminal.tick()
+        os.write(master, b"k")
+        terminal.tick()
+        assert os.read(master, 1) == b"\a"
+        assert terminal.read(TYPED_AHEAD + 1) == b"k" * TYPED_AHEAD
+
+
+def test_input_that_ended_is_not_asked_again() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"ab")
+    os.close(writer)
+    terminal = Terminal(reader)
+    assert terminal.read(1) == b"a"
+    assert terminal.read(16) == b"b"
+    assert terminal.read(16) == b""
+    os.close(reader)
+    assert terminal.read(16) == b""
