@@ -133,7 +133,7 @@ def _grant(path: str) -> str:
         status = Path(path).stat()
         group = grp.getgrgid(status.st_gid).gr_name
     except (OSError, KeyError):
-        return f"sudo chmod o+rw {path}"
+        return f"sudo chmod a+rw {path}"
     if status.st_mode & (stat.S_IRGRP | stat.S_IWGRP) == stat.S_IRGRP | stat.S_IWGRP and group != "root":
         return f"sudo usermod --append --groups {group} {_user()} && newgrp {group}"
-    return f"sudo setfacl --modify u:{os.getuid()}:rw {path}"
+    return f"sudo chmod a+rw {path}"

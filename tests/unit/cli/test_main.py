@@ -271,13 +271,13 @@ def test_the_doctor_gives_the_command_that_mends_a_permission(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse_to_open(path: str) -> Kvm:
-        raise KvmUnavailableError(f"{path} may not be opened", "sudo setfacl --modify u:1000:rw /dev/kvm")
+        raise KvmUnavailableError(f"{path} may not be opened", "sudo chmod a+rw /dev/kvm")
 
     monkeypatch.setattr(Kvm, "open", refuse_to_open)
     assert main(["doctor"]) == 69
     assert capsys.readouterr().out.splitlines() == [
         "/dev/kvm may not be opened",
-        "  sudo setfacl --modify u:1000:rw /dev/kvm",
+        "  sudo chmod a+rw /dev/kvm",
         "not ready.",
     ]
 

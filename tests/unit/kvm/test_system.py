@@ -53,7 +53,7 @@ def test_without_permission_the_remedy_is_a_command_for_this_file(tmp_path: Path
     node.touch(mode=0o600)
     why = why_unavailable(str(node), error)
     assert why.reason.startswith(f"{node} may not be opened: permission denied for ")
-    assert why.remedy == f"sudo setfacl --modify u:{os.getuid()}:rw {node}"
+    assert why.remedy == f"sudo chmod a+rw {node}"
 
 
 def test_a_node_that_a_group_may_open_says_to_join_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_node_that_a_group_may_open_says_to_join_the_group(tmp_path: Path, mon
 
 
 def test_without_a_node_to_look_at_the_remedy_is_still_a_command() -> None:
-    assert why_unavailable("/nonexistent", errno.EACCES).remedy == "sudo chmod o+rw /nonexistent"
+    assert why_unavailable("/nonexistent", errno.EACCES).remedy == "sudo chmod a+rw /nonexistent"
 
 
 def test_a_user_without_a_name_is_called_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
