@@ -128,7 +128,6 @@ class Terminal:
             self._flush()
 
     def _go_raw(self) -> None:
-        self.note(f"the guest reads this terminal now; {HELP}")
         for number in DEADLY:
             self._old_handlers[number] = signal.signal(number, self._on_deadly_signal)
         try:
@@ -140,6 +139,8 @@ class Terminal:
             termios.tcsetattr(self._stdin, termios.TCSADRAIN, settings)
         except termios.error:  # the terminal has gone since
             self._is_terminal = False
+            return
+        self.note(f"the guest reads this terminal now; {HELP}")  # and it does: no key typed from here on is echoed
 
     def _on_deadly_signal(self, number: int, frame: FrameType | None) -> None:
         self.restore()
