@@ -47,6 +47,7 @@ T = TypeVar("T")
 # After these exits the kernel has still to finish the instruction: it does so at the next KVM_RUN.
 _INCOMPLETE = (IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, Wrmsr, Hypercall)
 _READS = (IoIn, MmioRead, Rdmsr, Hypercall)
+_MSR_ACCESSES = (Rdmsr, Wrmsr)
 
 _LONGEST_TICK = 1 << 33  # seconds: what 64 bits of nanoseconds hold
 
@@ -391,7 +392,7 @@ class Vcpu(Descriptor):
         exit = decode(self._run, self._page)
         self._incomplete = isinstance(exit, _INCOMPLETE)
         self._unanswered = exit if isinstance(exit, _READS) else None
-        self._refusable = exit if isinstance(exit, Rdmsr | Wrmsr) else None
+        self._refusable = exit if isinstance(exit, _MSR_ACCESSES) else None
         return exit
 
     def _is_memory_fault(self, result: int) -> bool:
