@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.irq import IrqLine
 
 __all__ = ["COM1", "FIFO_SIZE", "REGISTERS", "Fcr", "Ier", "Iir", "Lcr", "Lsr", "Mcr", "Msr", "Offset", "Serial"]
 
@@ -191,7 +192,7 @@ class Serial(ByteRegisters):
     """A serial port. ``output`` gets each byte that the guest sends.
 
     Bytes come in by ``receive``, or from ``input(n)``, which is asked for up to n bytes when the guest looks for one
-    and none is there; it must not wait. ``interrupt`` hears each change of the interrupt line: True when it rises.
+    and none is there; it must not wait. ``irq`` is the interrupt line; it is set only when its level changes.
     """
 
     name = "serial"
@@ -200,11 +201,11 @@ class Serial(ByteRegisters):
         self,
         output: Callable[[bytes], object],
         input: Callable[[int], bytes] | None = None,
-        interrupt: Callable[[bool], None] | None = None,
+        irq: IrqLine | None = None,
     ) -> None:
         self._output = output
         self._input = input
-        self._interrupt = interrupt
+        self._irq = irq
         self._interrupt_level = False
         # What the data sheet's master reset leaves behind.
         self._received: deque[tuple[int, int]] = deque()  # bytes, each with its CHARACTER_ERRORS; the next one first
@@ -419,14 +420,14 @@ class Serial(ByteRegisters):
         return shown.value | (FIFOS_ON if self._fifos_on else 0)
 
     def _update_interrupt(self) -> None:
-        if self._interrupt is None:
+        if self._irq is None:
             return
         # A PC's card leads the chip's INTR pin through a gate that OUT2 opens; loopback turns the pin OUT2 off.
         gate_open = self._mcr & (OUT2 | LOOP) == OUT2
         level = gate_open and self.pending_interrupt is not Iir.NONE
         if level != self._interrupt_level:
             self._interrupt_level = level
-            self._interrupt(level)
+            self._irq.set_level(level)
 
     # ---- the modem: MCR and MSR ----
 

@@ -17,12 +17,15 @@ class Port:
     def __init__(self, *, fifos: bool = False, loop: bool = False) -> None:
         self.sent = b""
         self.levels: list[bool] = []
-        self.chip = Serial(self._send, interrupt=self.levels.append)
+        self.chip = Serial(self._send, irq=self)
         if fifos:
             self.write(Offset.FCR, Fcr.ENABLE.value)
         if loop:
             self.write(Offset.MCR, Mcr.LOOP.value)
             self.read(Offset.MSR)
+
+    def set_level(self, level: bool) -> None:
+        self.levels.append(level)
 
     def _send(self, data: bytes) -> None:
         self.sent += data

@@ -149,10 +149,10 @@ class SerialAgainstModel(RuleBasedStateMachine):
         super().__init__()
         self.sent: list[int] = []
         self.level = False
-        self.chip = Serial(self.sent.extend, interrupt=self.on_level)
+        self.chip = Serial(self.sent.extend, irq=self)
         self.model = Model()
 
-    def on_level(self, level: bool) -> None:
+    def set_level(self, level: bool) -> None:
         assert level != self.level, "the line is told of changes only"
         self.level = level
 
