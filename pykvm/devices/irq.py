@@ -1,8 +1,8 @@
 """An interrupt line: the wire from a device to an interrupt controller.
 
-A device drives its line high while it wants attention and low when it has been served; who listens at the other end (the
-kernel's irqchip, the userspace PIC, a test) is not its business. Leaves out which number the line has: the machine
-knows that.
+A device drives its line high while it wants attention and low when it has been served; who listens at the other end
+(the kernel's irqchip, the userspace PIC, a test) is not its business. Leaves out which number the line has: the
+machine knows that.
 """
 
 from __future__ import annotations

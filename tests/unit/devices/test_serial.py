@@ -14,10 +14,10 @@ FIFOS_ON = 0xC0  # IIR bits 7 and 6
 class Port:
     """A serial port with a guest at one end and a test at the other; register values go by their flags."""
 
-    def __init__(self, *, fifos: bool = False, loop: bool = False) -> None:
+    def __init__(self, *, fifos: bool = False, loop: bool = False, input: Source | None = None) -> None:
         self.sent = b""
         self.levels: list[bool] = []
-        self.chip = Serial(self._send, irq=self)
+        self.chip = Serial(self._send, input, irq=self)
         if fifos:
             self.write(Offset.FCR, Fcr.ENABLE.value)
         if loop:
@@ -726,13 +726,12 @@ def test_a_source_that_gives_more_than_it_was_asked_for_cannot_overrun_the_fifo(
 
 
 def test_polling_brings_input_in_and_raises_the_interrupt_of_a_guest_that_does_not_look() -> None:
-    levels: list[bool] = []
-    chip = Serial(print, Source(b"ab"), levels.append)
-    chip.write(Offset.IER, bytes((Ier.ERBFI.value,)))
-    chip.write(Offset.MCR, bytes((Mcr.OUT2.value,)))
-    assert levels == []
-    chip.poll()
-    assert levels == [True]
+    port = Port(input=Source(b"ab"))
+    port.write(Offset.IER, Ier.ERBFI.value)
+    port.write(Offset.MCR, Mcr.OUT2.value)
+    assert port.levels == []
+    port.chip.poll()
+    assert port.levels == [True]
 
 
 def test_polling_without_a_source_does_nothing() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pykvm.devices import Serial
+from pykvm.devices import Disconnected, Serial
 from pykvm.devices.serial import Iir, Msr
 
 bytes_ = st.integers(0, 0xFF)
@@ -220,7 +220,7 @@ def test_no_access_sequence_raises_or_fills_more_than_the_fifo(
         taken, waiting[:limit] = waiting[:limit], []
         return bytes(taken)
 
-    chip = Serial(lambda sent: None, source, lambda level: None)
+    chip = Serial(lambda sent: None, source, Disconnected())
     for offset, access in sequence:
         if isinstance(access, int):
             assert len(chip.read(offset, access)) == access
