@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <linux/kvm.h>
+#include <linux/kvm_para.h>
 
 /*
  * What is younger than the oldest kernel headers pykvm builds with (Linux 6.1). The kernel's ABI never changes, so
