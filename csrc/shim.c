@@ -72,6 +72,22 @@ int pykvm_ioctl_pointer(int fd, unsigned long request, void *argument)
 	return result_or_errno(ioctl(fd, request, argument));
 }
 
+/*
+ * Map what a descriptor shares with this process beside struct kvm_run: rings. Python's mmap module will not do: it
+ * duplicates the descriptor, and takes the size 0 that the kernel tells of it for an error.
+ */
+int pykvm_map(int fd, uint64_t offset, uint64_t size, void **mapping)
+{
+	/* SAFETY: the mapping lives until pykvm_unmap(); the caller lets nobody look at it afterwards. */
+	*mapping = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+	return *mapping == MAP_FAILED ? -errno : 0;
+}
+
+int pykvm_unmap(void *mapping, uint64_t size)
+{
+	return result_or_errno(munmap(mapping, size));
+}
+
 int pykvm_create_vm(int kvm_fd, uint64_t type)
 {
 	int fd;

@@ -55,6 +55,8 @@ int pykvm_open(const char *path);
 int pykvm_close(int fd);
 int pykvm_ioctl(int fd, unsigned long request, uint64_t argument);
 int pykvm_ioctl_pointer(int fd, unsigned long request, void *argument);
+int pykvm_map(int fd, uint64_t offset, uint64_t size, void **mapping);
+int pykvm_unmap(void *mapping, uint64_t size);
 
 int pykvm_create_vm(int kvm_fd, uint64_t type);
 int pykvm_set_user_memory_region(int vm_fd, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t size, void *memory);

@@ -7,9 +7,11 @@ Documentation/virt/kvm/api.rst. Leaves out every comfort: ``pykvm.Machine`` has 
 from pykvm.kvm.capabilities import CAPABILITIES, Capability, survey
 from pykvm.kvm.constants import (
     Cap,
+    ClockFlag,
     ExitReason,
     GuestDebugControl,
     InternalErrorSuberror,
+    IrqchipId,
     MemoryRegionFlag,
     MpStateValue,
     MsrExitReason,
@@ -44,7 +46,10 @@ from pykvm.kvm.exits import (
     Unknown,
     Wrmsr,
 )
+from pykvm.kvm.msr_filter import MsrFilterRange
+from pykvm.kvm.routing import IrqchipRoute, MsiRoute, Route
 from pykvm.kvm.structs import (
+    ClockData,
     CpuidEntry,
     DebugRegs,
     DescriptorTable,
@@ -67,6 +72,8 @@ __all__ = [
     "BusLock",
     "Cap",
     "Capability",
+    "ClockData",
+    "ClockFlag",
     "CpuidEntry",
     "Debug",
     "DebugRegs",
@@ -87,6 +94,8 @@ __all__ = [
     "IoOut",
     "IoapicEoi",
     "IrqWindowOpen",
+    "IrqchipId",
+    "IrqchipRoute",
     "Kvm",
     "MemoryFault",
     "MemoryRegionFlag",
@@ -95,13 +104,16 @@ __all__ = [
     "MmioWrite",
     "MpState",
     "MpStateValue",
+    "MsiRoute",
     "MsrEntry",
     "MsrExitReason",
+    "MsrFilterRange",
     "Nmi",
     "Notify",
     "Rdmsr",
     "ReadExit",
     "Regs",
+    "Route",
     "Segment",
     "SetTpr",
     "Shutdown",

@@ -13,9 +13,11 @@ from pykvm._shim import lib
 
 __all__ = [
     "Cap",
+    "ClockFlag",
     "ExitReason",
     "GuestDebugControl",
     "InternalErrorSuberror",
+    "IrqchipId",
     "MemoryRegionFlag",
     "MpStateValue",
     "MsrExitReason",
@@ -103,6 +105,22 @@ class MemoryRegionFlag(enum.Flag):
 
     LOG_DIRTY_PAGES = lib.KVM_MEM_LOG_DIRTY_PAGES
     READONLY = lib.KVM_MEM_READONLY
+
+
+class IrqchipId(enum.IntEnum):
+    """``KVM_IRQCHIP_*``: the interrupt controllers of KVM_CREATE_IRQCHIP, beside the local APIC of each vCPU."""
+
+    PIC_MASTER = lib.KVM_IRQCHIP_PIC_MASTER
+    PIC_SLAVE = lib.KVM_IRQCHIP_PIC_SLAVE
+    IOAPIC = lib.KVM_IRQCHIP_IOAPIC
+
+
+class ClockFlag(enum.Flag):
+    """``KVM_CLOCK_*``: which fields of KVM_GET_CLOCK's answer are valid, and how stable the clock is."""
+
+    TSC_STABLE = lib.KVM_CLOCK_TSC_STABLE
+    REALTIME = lib.KVM_CLOCK_REALTIME
+    HOST_TSC = lib.KVM_CLOCK_HOST_TSC
 
 
 class Cap(enum.IntEnum):

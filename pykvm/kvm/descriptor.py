@@ -7,7 +7,7 @@ KVM's interface is a tree of descriptors: /dev/kvm gives VMs, a VM gives vCPUs, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,13 +18,18 @@ from pykvm.errors import ClosedError, ConfigurationError, KvmError
 if TYPE_CHECKING:
     from pykvm._shim import CData
 
-__all__ = ["Descriptor", "check_error", "kernel_values"]
+__all__ = ["Descriptor", "Explanation", "check_error", "fill_state", "kernel_values"]
 
 
-def check_error(result: int, ioctl: str, arguments: str = "", explanation: str = "") -> int:
+# What is known about the cause of an error: one sentence, or one for each errno that has an answer.
+Explanation = str | Mapping[int, str]
+
+
+def check_error(result: int, ioctl: str, arguments: str = "", explanation: Explanation = "") -> int:
     """Return ``result`` of a shim function. Raises: KvmError if it is a negative errno."""
     if result < 0:
-        raise KvmError(ioctl, -result, arguments, explanation)
+        why = explanation if isinstance(explanation, str) else explanation.get(-result, "")
+        raise KvmError(ioctl, -result, arguments, why)
     return result
 
 
@@ -35,6 +40,14 @@ def kernel_values(ioctl: str) -> Iterator[None]:
         yield
     except (IndexError, OverflowError, TypeError) as error:
         raise ConfigurationError(f"{ioctl}: a value does not fit into the kernel's structure: {error}") from error
+
+
+def fill_state(c: CData, state: bytes, what: str) -> None:
+    """Copy ``state`` over the whole C structure ``c``. Raises: ConfigurationError, with ``what``, if sizes differ."""
+    target = ffi.buffer(c)
+    if len(state) != len(target):
+        raise ConfigurationError(f"{what} has {len(target)} bytes, not {len(state)}")
+    target[:] = state
 
 
 class Descriptor:
@@ -85,14 +98,14 @@ class Descriptor:
         if self._closed:
             raise ClosedError(f"{self.label} is closed: create a new one")
 
-    def _ioctl(self, name: str, argument: int = 0, arguments: str = "", explanation: str = "") -> int:
+    def _ioctl(self, name: str, argument: int = 0, arguments: str = "", explanation: Explanation = "") -> int:
         """Issue the ioctl ``name`` with an integer argument and return its value."""
         self._check_open()
         with kernel_values(name):
             result = lib.pykvm_ioctl(self._fd, getattr(lib, name), argument)
         return check_error(result, name, arguments, explanation)
 
-    def _ioctl_struct(self, name: str, pointer: CData, arguments: str = "", explanation: str = "") -> int:
+    def _ioctl_struct(self, name: str, pointer: CData, arguments: str = "", explanation: Explanation = "") -> int:
         """Issue the ioctl ``name`` with a pointer to a C structure, which the kernel reads or fills."""
         self._check_open()
         result = lib.pykvm_ioctl_pointer(self._fd, getattr(lib, name), pointer)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pykvm._shim import CData
 
 __all__ = [
+    "ClockData",
     "CpuidEntry",
     "DebugRegs",
     "DescriptorTable",
@@ -254,6 +255,20 @@ class Translation:
     valid: int
     writeable: int
     usermode: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClockData:
+    """``struct kvm_clock_data``: the VM's kvmclock, ``clock`` nanoseconds.
+
+    ``flags`` (KVM_CLOCK_*, see ``ClockFlag``) says whether ``realtime``, the host's nanoseconds since 1970 at that
+    moment, and ``host_tsc`` are valid.
+    """
+
+    clock: int
+    realtime: int = 0
+    host_tsc: int = 0
+    flags: int = 0
 
 
 def from_c(kind: type[T], c: CData) -> T:

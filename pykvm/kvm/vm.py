@@ -1,7 +1,7 @@
 """``Vm``: the descriptor of one virtual machine, which owns memory slots and vCPUs.
 
-See: Documentation/virt/kvm/api.rst, section 4, the ioctls of type "vm ioctl". Leaves out so far: interrupt
-controllers and timers.
+See: Documentation/virt/kvm/api.rst, section 4, the ioctls of type "vm ioctl". Leaves out: what its bases have, which
+are ``pykvm.kvm.interrupts`` and ``pykvm.kvm.doorbells``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError
 from pykvm.kvm.constants import Cap, MemoryRegionFlag
-from pykvm.kvm.descriptor import Descriptor, check_error, kernel_values
+from pykvm.kvm.descriptor import check_error, kernel_values
+from pykvm.kvm.doorbells import VmDoorbells
+from pykvm.kvm.interrupts import VmInterrupts
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.units import PAGE_SIZE, Gpa, Hva, is_aligned
 
@@ -41,7 +43,7 @@ class MemorySlot:
         return f"slot {self.slot} ({self.gpa:#x}-{self.gpa + self.size - 1:#x})"
 
 
-class Vm(Descriptor):
+class Vm(VmInterrupts, VmDoorbells):
     """A virtual machine. Closing it closes its vCPUs and lets go of the guest memory it was given."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:

@@ -16,14 +16,18 @@ import pytest
 from pykvm.errors import ClosedError, KvmError
 from pykvm.kvm import (
     Cap,
+    ClockData,
     DebugRegs,
     Fpu,
     GuestDebugControl,
     Hlt,
     IoIn,
+    IrqchipId,
     Kvm,
     MpState,
+    MsiRoute,
     MsrEntry,
+    MsrFilterRange,
     Rdmsr,
     Regs,
     Sregs,
@@ -55,6 +59,23 @@ VM_IOCTLS: dict[str, Callable[[Vm], object]] = {
     "set_user_memory_region": lambda vm: vm.set_user_memory_region(0, Gpa(0), mmap.mmap(-1, 4096)),
     "get_dirty_log": lambda vm: vm.get_dirty_log(0),
     "create_vcpu": lambda vm: vm.create_vcpu(7),
+    "create_irqchip": lambda vm: vm.create_irqchip(),
+    "get_irqchip": lambda vm: vm.get_irqchip(IrqchipId.IOAPIC),
+    "set_irqchip": lambda vm: vm.set_irqchip(IrqchipId.IOAPIC, bytes(512)),
+    "create_pit2": lambda vm: vm.create_pit2(),
+    "get_pit2": lambda vm: vm.get_pit2(),
+    "set_pit2": lambda vm: vm.set_pit2(bytes(112)),
+    "irq_line": lambda vm: vm.irq_line(1, True),
+    "set_gsi_routing": lambda vm: vm.set_gsi_routing([MsiRoute(1, 0xFEE0_0000, 0x20)]),
+    "signal_msi": lambda vm: vm.signal_msi(0xFEE0_0000, 0x20),
+    "irqfd": lambda vm: vm.irqfd(0, 1),
+    "ioeventfd": lambda vm: vm.ioeventfd(0x80, 1, 0, pio=True),
+    "register_coalesced_mmio": lambda vm: vm.register_coalesced_mmio(0x80, 1, pio=True),
+    "unregister_coalesced_mmio": lambda vm: vm.unregister_coalesced_mmio(0x80, 1, pio=True),
+    "x86_set_msr_filter": lambda vm: vm.x86_set_msr_filter([MsrFilterRange(0x10, b"\0", 1)]),
+    "get_clock": lambda vm: vm.get_clock(),
+    "set_clock": lambda vm: vm.set_clock(ClockData(0)),
+    "set_boot_cpu_id": lambda vm: vm.set_boot_cpu_id(0),
 }
 VCPU_IOCTLS: dict[str, Callable[[Vcpu], object]] = {
     "run": lambda vcpu: vcpu.run(),
@@ -83,6 +104,10 @@ VCPU_IOCTLS: dict[str, Callable[[Vcpu], object]] = {
     "translate": lambda vcpu: vcpu.translate(Gva(0)),
     "interrupt": lambda vcpu: vcpu.interrupt(0x20),
     "nmi": lambda vcpu: vcpu.nmi(),
+    "get_lapic": lambda vcpu: vcpu.get_lapic(),
+    "set_lapic": lambda vcpu: vcpu.set_lapic(bytes(1024)),
+    "get_tsc_khz": lambda vcpu: vcpu.get_tsc_khz(),
+    "set_tsc_khz": lambda vcpu: vcpu.set_tsc_khz(1_000_000),
 }
 
 # Public, but no ioctl: what a closed object says to them. None: they work, and say that it is closed.
