@@ -4,7 +4,7 @@
  * Mode:        64-bit long mode, ring 0, set up by the host
  * Loaded at:   0x100000
  * At entry:    RIP = 0x100000, RSP = 0x7c00, RFLAGS.IF = 0; 0 to 4 GiB mapped to itself; no IDT; the PICs and the
- *              i8042 in their reset state
+ *              i8042 as firmware leaves them
  * Expected:    the keys' characters come out of the serial port after "keys: "; Enter ends the run by the debug-exit
  *              port with the number of characters, n, so that the status is (n << 1) | 1
  */
@@ -19,7 +19,6 @@
         .set    KBD_STATUS,     0x64            # read
         .set    KBD_COMMAND,    0x64            # write
 
-        .set    STATUS_OUTPUT_FULL, 0x01        # a byte waits at KBD_DATA
         .set    STATUS_INPUT_FULL, 0x02         # the controller has not taken the last byte written yet
 
         .set    COMMAND_WRITE_CONFIG, 0x60      # the next byte written to KBD_DATA is the configuration:
@@ -37,22 +36,31 @@ _start:
         lidt    idt_pointer                     # IDTR = where the gate is
         mov     $prompt, %esi
         call    print_string
+        mov     $CONFIG_SYSTEM | CONFIG_TRANSLATE, %al
+        call    configure                       # no interrupts for now: IRQ 1 is low ...
         pic_init ~(1 << IRQ_KEYBOARD) & 0xff, PIC_MASK_ALL
-        mov     $COMMAND_WRITE_CONFIG, %al
-        call    wait_for_controller
-        out     %al, $KBD_COMMAND
         mov     $CONFIG_IRQ1 | CONFIG_SYSTEM | CONFIG_TRANSLATE, %al
-        call    wait_for_controller
-        out     %al, $KBD_DATA                  # from now on a byte from the keyboard raises IRQ 1
+        call    configure                       # ... and goes high here if a byte waits already: the PIC wants an edge
         sti
 sleep:
         hlt                                     # all the rest is up to the handler
         jmp     sleep
 
+/* configure: give the i8042 the configuration in AL. */
+configure:
+        push    %rax
+        mov     $COMMAND_WRITE_CONFIG, %al
+        call    wait_for_controller
+        out     %al, $KBD_COMMAND               # what comes next is the configuration
+        pop     %rax
+        call    wait_for_controller
+        out     %al, $KBD_DATA
+        ret
+
 /* wait_for_controller: wait until the i8042 takes another byte. */
 wait_for_controller:
         push    %rax
-1:      in      $KBD_STATUS, %al
+1:      in      $KBD_STATUS, %al                # has it taken the last one?
         test    $STATUS_INPUT_FULL, %al
         jnz     1b
         pop     %rax
