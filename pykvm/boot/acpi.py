@@ -117,7 +117,7 @@ def wake_vector(memory: GuestMemory) -> int:
     """Return where the guest wants to go on after S3: what it wrote into the FACS, or 0 if nothing.
 
     It is the guest-physical address of real-mode code: CS is the address / 16, IP the low four bits (ACPI
-    specification 4.0, section 15.3.2). The guest can have written any 32 bits. Raises: GuestMemoryError, if the FACS
+    specification 4.0, section 5.2.10). The guest can have written any 32 bits. Raises: GuestMemoryError, if the FACS
     is not in ``memory``.
     """
     return memory.read_u32(platform.FACS + WAKING_VECTOR)
