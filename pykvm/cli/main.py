@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from pykvm.cli import disasm, doctor, guests, run
+from pykvm.cli import cpuid, disasm, doctor, guests, run
 from pykvm.cli.streams import discard_output, fill_closed_streams, say
 from pykvm.errors import KvmError, KvmUnavailableError, PykvmError
 
@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, guests, doctor, disasm):
+    for module in (run, guests, doctor, cpuid, disasm):
         module.add_parser(commands)
     return parser
 
