@@ -28,8 +28,20 @@ from pykvm.errors import ConfigurationError
 from pykvm.memory import layout
 from pykvm.units import KiB, MiB
 
-__all__ = ["IRQ", "PORT", "REGISTERS", "SIZE", "UIP_TIME", "RegA", "RegB", "RegC", "RegD", "Register", "Rtc"]
-__all__ += ["cmos_memory"]
+__all__ = [
+    "IRQ",
+    "PORT",
+    "REGISTERS",
+    "SIZE",
+    "UIP_TIME",
+    "RegA",
+    "RegB",
+    "RegC",
+    "RegD",
+    "Register",
+    "Rtc",
+    "cmos_memory",
+]
 
 PORT = 0x70  # where a PC has it
 REGISTERS = 2

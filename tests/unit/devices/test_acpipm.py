@@ -299,6 +299,15 @@ def test_a_change_that_came_before_tmr_en_interrupts_as_soon_as_it_is_enabled() 
     assert pc.levels == [True]
 
 
+def test_a_change_that_came_before_acpi_enable_interrupts_as_soon_as_the_events_are_the_kernels() -> None:
+    pc = Pc(acpi=False)
+    pc.enable(Pm1En.TMR_EN)
+    pc.clock.advance(when(HALF))
+    assert pc.levels == []
+    pc.out(0xB2, 0xF1, 1)
+    assert pc.levels == [True]
+
+
 def test_the_clock_is_asked_for_one_call_at_most_however_often_tmr_en_is_switched() -> None:
     calls: list[int] = []
 
