@@ -21,6 +21,7 @@ __all__ = [
     "KvmError",
     "KvmUnavailableError",
     "MalformedExitError",
+    "MsrRefusedError",
     "PagingError",
     "PykvmError",
     "UnansweredReadError",
@@ -76,6 +77,14 @@ class InUseError(PykvmError):
 
 class MalformedExitError(PykvmError):
     """``struct kvm_run`` describes data outside itself; KVM never does that, a corrupted mapping might."""
+
+
+class MsrRefusedError(PykvmError):
+    """A handler of an MSR raises this to refuse the access: the guest takes #GP. ``index`` is the MSR."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        super().__init__(f"MSR {index:#x} is refused")
 
 
 class UnansweredReadError(PykvmError):

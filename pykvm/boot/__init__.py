@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pykvm.boot.acpi import acpi_tables, wake_vector
     from pykvm.boot.assembler import AssemblerWarning
     from pykvm.boot.bundle import (
         BUNDLE,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pykvm.boot.flat import flat_image
     from pykvm.boot.image import Image, Segment, Symbol
     from pykvm.boot.lines import source_line
+    from pykvm.boot.mptable import mp_table
 
 __all__ = [
     "BUNDLE",
@@ -34,18 +36,23 @@ __all__ = [
     "Image",
     "Segment",
     "Symbol",
+    "acpi_tables",
     "assemble",
     "bundled_guests",
     "elf_image",
     "find_guest",
     "flat_image",
+    "mp_table",
     "open_image",
     "probe_settings",
     "source_line",
     "suggest",
+    "wake_vector",
 ]
 
 _HOMES = {
+    "pykvm.boot.acpi": ("acpi_tables", "wake_vector"),
+    "pykvm.boot.mptable": ("mp_table",),
     "pykvm.boot.assembler": ("AssemblerWarning",),
     "pykvm.boot.bundle": (
         "BUNDLE",

@@ -55,7 +55,8 @@ class BundledGuest:
 
     ``mode`` and ``ring`` are the state the CPU starts in, ``memory`` a size such as "1M", ``timeout`` seconds,
     ``needs`` the probes that must succeed on a host for the guest to run there, ``input`` what its serial port
-    receives.
+    receives, ``keys`` what is typed on its keyboard (see ``pykvm.devices.parse_keys``), ``irqchip``, ``cpus`` and
+    ``devices`` what ``Machine`` takes under these names, and ``msrs`` what is in MSRs that the host answers for.
     """
 
     name: str
@@ -68,6 +69,11 @@ class BundledGuest:
     needs: tuple[str, ...]
     input: str
     expect: Expectation = field(repr=False)
+    keys: str = ""
+    irqchip: str = "none"
+    cpus: int = 1
+    devices: tuple[str, ...] = ()
+    msrs: tuple[tuple[int, int], ...] = ()
 
     @property
     def image(self) -> Path:
@@ -129,6 +135,11 @@ def read_guest(folder: Path) -> BundledGuest:
                 exits=tuple(expect.get("exits", ())),
                 exit_code=expect.get("exit_code"),
             ),
+            keys=settings.get("keys", ""),
+            irqchip=settings.get("irqchip", "none"),
+            cpus=int(settings.get("cpus", 1)),
+            devices=tuple(settings.get("devices", ())),
+            msrs=tuple((int(index, 0), int(value)) for index, value in settings.get("msr", {}).items()),
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ImageError(f"{folder.name}/{SETTINGS} cannot be used: {error!r}") from error

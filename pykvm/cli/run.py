@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from pykvm.cli.arguments import add_image_options, find_target, size
+from pykvm.cli.arguments import add_image_options, count, find_target, size
+from pykvm.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pykvm.boot import BundledGuest
     from pykvm.cli.terminal import Terminal
     from pykvm.devices import Unclaimed
+    from pykvm.machine import Machine
 
 __all__ = ["add_parser"]
 
@@ -35,35 +39,71 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--ring", type=int, choices=(0, 3), help="start in ring 3, unprivileged (default: 0)")
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="time limit (default: none)")
+    parser.add_argument(
+        "--irqchip",
+        choices=("none", "user", "kernel", "split"),
+        help="interrupt controllers: none (HLT ends the run), user (8259A and 8254 in Python), kernel, or split (the "
+        "local APIC in the kernel, the rest in Python) (default: none, or what a bundled guest asks for)",
+    )
+    parser.add_argument("--cpus", type=count, metavar="N", help="how many CPUs (default: 1); more need local APICs")
+    parser.add_argument(
+        "--device",
+        dest="devices",
+        action="append",
+        metavar="NAME",
+        help="plug in an optional device: testdev or doorbell; repeatable",
+    )
+    parser.add_argument("--keys", metavar="KEYS", help='type on the keyboard, such as "h e l l o shift-1 ret ctrl-c"')
+    parser.add_argument(
+        "--msr",
+        dest="msrs",
+        action="append",
+        type=msr_value,
+        metavar="MSR=VALUE",
+        help="an MSR, by number or name, that holds VALUE until the guest writes it; repeatable",
+    )
+    parser.add_argument(
+        "--screen",
+        action="store_true",
+        help="show the VGA text screen, live in a terminal, else at the end; stdin types on the keyboard, and in a "
+        "terminal the serial output follows at the end",
+    )
+    parser.add_argument("--screenshot", metavar="FILE.png", help="save the last screen as a picture (needs Pillow)")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do it and return the exit status."""
+    from pykvm.cli.display import Display
     from pykvm.cli.terminal import Quit, Terminal
     from pykvm.machine import Interrupted, Machine, exit_status
 
     target = find_target(options)
-    guest = target.guest
-    memory, ring = options.memory, options.ring
-    if memory is None:
-        memory = guest.memory if guest else DEFAULT_MEMORY
-    if ring is None:
-        ring = guest.ring if guest else 0
+    settings = Settings.choose(options, target.guest)
+    display = Display(options.screen, options.screenshot)
     with (
         Terminal() as terminal,
         Machine(
-            memory,
-            serial_output=terminal.write,
-            serial_input=terminal.read,
-            debugcon_output=terminal.write,
+            settings.memory,
+            irqchip=settings.irqchip,
+            cpus=settings.cpus,
+            devices=settings.devices,
+            serial_output=display.hold_back if display.is_live else terminal.write,
+            serial_input=None if options.screen else terminal.read,
+            debugcon_output=display.hold_back if display.is_live else terminal.write,
             on_unclaimed=UnclaimedNotes(terminal),
-            observers=(terminal,),
+            observers=(terminal, display),
         ) as machine,
     ):
-        machine.load(target.image, ring=ring)
+        settings.apply(machine)
+        machine.load(target.image, ring=settings.ring)
+        if options.screen:
+            terminal.serve_keyboard(machine)
+        else:
+            terminal.serve_serial(machine)
         try:
-            result = machine.run(options.timeout)
+            with display.showing(machine):
+                result = machine.run(options.timeout)
         except Quit:
             terminal.restore()
             terminal.note("quit with Ctrl-A x")
@@ -72,9 +112,41 @@ def run(options: argparse.Namespace) -> int:
             terminal.restore()
             result = machine.result(Interrupted())
         terminal.restore()
+        terminal.write(display.rest())
         if result.report:
             terminal.note(result.report)
         return result.status
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the machine is to be: what the options say, or else what a bundled guest asks for, or else the defaults."""
+
+    memory: int | str = DEFAULT_MEMORY
+    ring: int = 0
+    irqchip: str = "none"
+    cpus: int = 1
+    devices: tuple[str, ...] = ()
+    keys: str = ""
+    msrs: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def choose(cls, options: argparse.Namespace, guest: BundledGuest | None) -> Settings:
+        """Return the settings for ``options`` and ``guest``."""
+        names = [field.name for field in fields(cls)]
+        wanted = cls() if guest is None else cls(**{name: getattr(guest, name) for name in names})
+        given = {name: getattr(options, name) for name in names}
+        return replace(wanted, **{name: value for name, value in given.items() if value is not None})
+
+    def apply(self, machine: Machine) -> None:
+        """Tell ``machine`` what is not said when it is made. Raises: ConfigurationError."""
+        from pykvm.devices import parse_keys
+
+        for index, value in self.msrs:
+            machine.msr.store(index, value)
+        keys = parse_keys(self.keys)
+        if not machine.board.keyboard.enqueue(keys):
+            raise ConfigurationError(f"these are {len(keys)} key strokes, more than fit: type fewer")
 
 
 class UnclaimedNotes:
@@ -91,6 +163,21 @@ class UnclaimedNotes:
             self._terminal.note(str(access))
         elif self._lines == UNCLAIMED_LINES + 1:
             self._terminal.note("there are more such accesses; they are not shown")
+
+
+def msr_value(text: str) -> tuple[int, int]:
+    """Return the number and the value that MSR=VALUE names. Raises: ArgumentTypeError."""
+    from pykvm.x86 import parse_msr
+
+    name, _, value = text.partition("=")
+    try:
+        index, number = parse_msr(name), int(value, 0)
+    except (ConfigurationError, ValueError) as error:
+        reason = str(error) if isinstance(error, ConfigurationError) else "write MSR=VALUE, such as 0x1234=42"
+        raise argparse.ArgumentTypeError(f"{text!r} sets no MSR: {reason}") from None
+    if not 0 <= number < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} sets no MSR: a value has 64 bits")
+    return index, number
 
 
 def seconds(text: str) -> float:

@@ -5,7 +5,9 @@ Leaves out blinking in a picture, and of the font there what is neither Latin no
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import os
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -161,6 +163,15 @@ def save_png(screen: Screen, path: str | Path) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigurationError(f"{path}: cannot write the screenshot: {reason}; choose another file") from None
+
+
+def check_can_save(path: str | Path) -> None:
+    """Raise ConfigurationError now if ``save_png`` would after a run, as far as can be foreseen."""
+    if importlib.util.find_spec("PIL") is None:
+        raise ConfigurationError(f"a screenshot needs Pillow, which is not installed: {INSTALL}")
+    folder = Path(path).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
+        raise ConfigurationError(f"{path}: cannot write the screenshot there; choose another file")
 
 
 def _draw(screen: Screen) -> Picture:

@@ -1,8 +1,8 @@
-"""The terminal, as a guest's serial port sees it.
+"""The terminal, as a guest's serial port and keyboard see it.
 
 Output is passed on at once at the end of a line, and otherwise within a tick. Input is read only when the guest
-asks for some. If it comes from a terminal, that goes raw when the guest waits for it: every key goes to the guest,
-Ctrl-C too, and Ctrl-A x quits.
+asks for some, or, if it waits for an interrupt, when there is some. If it comes from a terminal, that goes raw when
+the guest waits for it: every key goes to the guest, Ctrl-C too, and Ctrl-A x quits.
 
     cooked --the guest waits for input--> raw --end of the run, Ctrl-A x, or a signal--> cooked
 
@@ -17,13 +17,19 @@ import select
 import signal
 import sys
 import termios
+import threading
 import tty
 from collections import deque
 from types import FrameType, TracebackType
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from pykvm.cli.streams import discard_output, say
 from pykvm.kvm import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.machine import Machine
 
 __all__ = ["Quit", "Terminal"]
 
@@ -62,6 +68,38 @@ class Terminal:
         self._after_escape = False
         self._cooked: list[object] | None = None  # the settings to go back to, while raw
         self._old_handlers: dict[int, object] = {}
+        self._rearm: Callable[[], None] | None = None  # wait for input, for a guest that waits for an interrupt
+
+    # ---- who gets the input ----
+
+    def serve_serial(self, machine: Machine) -> None:
+        """Have the serial port of ``machine`` interrupt when there is input, from when the guest wants it to."""
+        watch = machine.events.watch(self._stdin, machine.serial.poll)
+
+        def listen() -> None:
+            self._rearm = watch.arm
+            if self._is_terminal and self._cooked is None:
+                self._go_raw()
+
+        machine.serial.on_listen = listen
+
+    def serve_keyboard(self, machine: Machine) -> None:
+        """Have all input typed on the keyboard of ``machine``: its serial port gets none."""
+        from pykvm.devices import TerminalKeys
+
+        decoder = TerminalKeys()
+
+        def take() -> None:
+            data = self._read_now(256) if not self._is_terminal else self._typed()
+            machine.board.keyboard.enqueue([*decoder.feed(data), *decoder.flush()])
+            if not self._ended:
+                watch.arm()
+
+        watch = machine.events.watch(self._stdin, take)
+        with machine.lock:
+            watch.arm()
+        if self._is_terminal:
+            self._go_raw()
 
     # ---- what the guest's serial port calls ----
 
@@ -74,6 +112,20 @@ class Terminal:
 
     def read(self, limit: int) -> bytes:
         """Return up to ``limit`` bytes of input that are there now; never waits."""
+        data = self._read(limit)
+        if not data and self._rearm is not None and not self._ended:
+            self._rearm()
+        return data
+
+    def note(self, text: str) -> None:
+        """Print what pykvm has to say about the guest on stderr, on a line of its own."""
+        self._flush()
+        if self._shows_output and self._in_line:
+            say("")
+            self._in_line = False
+        say(f"pykvm: {text}")
+
+    def _read(self, limit: int) -> bytes:
         if not self._is_terminal:
             return self._read_now(limit)
         if self._cooked is None:
@@ -84,14 +136,6 @@ class Terminal:
             self._go_raw()
         self._take_keys()
         return bytes(self._keys.popleft() for _ in range(min(limit, len(self._keys))))
-
-    def note(self, text: str) -> None:
-        """Print what pykvm has to say about the guest on stderr, on a line of its own."""
-        self._flush()
-        if self._shows_output and self._in_line:
-            say("")
-            self._in_line = False
-        say(f"pykvm: {text}")
 
     # ---- what the run loop calls ----
 
@@ -113,23 +157,24 @@ class Terminal:
         with contextlib.suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(self._stdin, termios.TCSADRAIN, self._cooked)  # type: ignore[arg-type]
         self._cooked = None
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._old_handlers.clear()
 
     def __enter__(self) -> Self:
+        if self._is_terminal and threading.current_thread() is threading.main_thread():
+            for number in DEADLY:
+                self._old_handlers[number] = signal.signal(number, self._on_deadly_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.restore()
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._old_handlers.clear()
         if not isinstance(error, OSError):  # which may have come from writing
             self._flush()
 
     def _go_raw(self) -> None:
-        for number in DEADLY:
-            self._old_handlers[number] = signal.signal(number, self._on_deadly_signal)
         try:
             self._cooked = termios.tcgetattr(self._stdin)
             tty.setraw(self._stdin, termios.TCSADRAIN)
@@ -163,6 +208,13 @@ class Terminal:
             raise
 
     # ---- input ----
+
+    def _typed(self) -> bytes:
+        """Return what was typed for the guest, without commands to us."""
+        self._take_keys()
+        keys = bytes(self._keys)
+        self._keys.clear()
+        return keys
 
     def _take_keys(self) -> None:
         for key in self._read_now(256):

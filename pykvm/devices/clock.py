@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["SECOND", "Alarm", "Clock", "ManualClock"]
+__all__ = ["SECOND", "Alarm", "AlarmQueue", "Clock", "ManualClock"]
 
 SECOND = 1_000_000_000  # nanoseconds
 
@@ -42,9 +42,55 @@ class _Due:
     when: int
     number: int  # calls due at the same time happen in the order in which they were asked for
     callback: Callable[[], None] | None = field(compare=False)
+    queue: AlarmQueue = field(compare=False)
 
     def cancel(self) -> None:
-        self.callback = None
+        if self.callback is not None:
+            self.callback = None
+            self.queue.forget_cancelled()
+
+
+class AlarmQueue:
+    """The calls a clock has promised, the next one first: what every ``Clock`` is made of."""
+
+    def __init__(self) -> None:
+        self._due: list[_Due] = []
+        self._numbers = itertools.count()
+        self._cancelled = 0
+
+    def add(self, when: int, callback: Callable[[], None]) -> Alarm:
+        """Promise to call ``callback`` at ``when``."""
+        due = _Due(when, next(self._numbers), callback, self)
+        heapq.heappush(self._due, due)
+        return due
+
+    def next_time(self) -> int | None:
+        """Return when the next call is due, or None if there is none."""
+        while self._due and self._due[0].callback is None:
+            heapq.heappop(self._due)
+            self._cancelled -= 1
+        return self._due[0].when if self._due else None
+
+    def pop(self) -> Callable[[], None] | None:
+        """Take the next call off the queue and return it, or None if there is none."""
+        if self.next_time() is None:
+            return None
+        due = heapq.heappop(self._due)
+        callback, due.callback = due.callback, None
+        return callback
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self._due.clear()
+        self._cancelled = 0
+
+    def forget_cancelled(self) -> None:
+        """Take note that one more was cancelled. A guest can set and cancel an alarm a million times a second."""
+        self._cancelled += 1
+        if self._cancelled > len(self._due) // 2 + 16:
+            self._due = [due for due in self._due if due.callback is not None]
+            heapq.heapify(self._due)
+            self._cancelled = 0
 
 
 class ManualClock:
@@ -52,8 +98,7 @@ class ManualClock:
 
     def __init__(self) -> None:
         self._now = 0
-        self._due: list[_Due] = []
-        self._numbers = itertools.count()
+        self._alarms = AlarmQueue()
 
     def now(self) -> int:
         """Return the nanoseconds it was advanced by so far."""
@@ -61,16 +106,14 @@ class ManualClock:
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Alarm:
         """Call ``callback`` during the ``advance()`` that reaches ``when``."""
-        due = _Due(when, next(self._numbers), callback)
-        heapq.heappush(self._due, due)
-        return due
+        return self._alarms.add(when, callback)
 
     def advance(self, nanoseconds: int) -> None:
         """Let time pass, and make the calls that are due, each at its time and in order."""
         end = self._now + nanoseconds
-        while self._due and self._due[0].when <= end:
-            due = heapq.heappop(self._due)
-            self._now = max(self._now, due.when)
-            if due.callback is not None:
-                due.callback()
+        while (when := self._alarms.next_time()) is not None and when <= end:
+            self._now = max(self._now, when)
+            callback = self._alarms.pop()
+            if callback is not None:
+                callback()
         self._now = end

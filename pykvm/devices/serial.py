@@ -192,7 +192,9 @@ class Serial(ByteRegisters):
     """A serial port. ``output`` gets each byte that the guest sends.
 
     Bytes come in by ``receive``, or from ``input(n)``, which is asked for up to n bytes when the guest looks for one
-    and none is there; it must not wait. ``irq`` is the interrupt line; it is set only when its level changes.
+    and none is there; it must not wait. A guest that does not look, but waits for the interrupt, is served by
+    ``poll()``: ``on_listen`` is called when it begins to wait. ``irq`` is the interrupt line; it is set only when its
+    level changes.
     """
 
     name = "serial"
@@ -206,6 +208,7 @@ class Serial(ByteRegisters):
         self._output = output
         self._input = input
         self._irq = irq
+        self.on_listen: Callable[[], None] = lambda: None
         self._interrupt_level = False
         # What the data sheet's master reset leaves behind.
         self._received: deque[tuple[int, int]] = deque()  # bytes, each with its CHARACTER_ERRORS; the next one first
@@ -328,6 +331,8 @@ class Serial(ByteRegisters):
             return 0
         byte, _ = self._received.popleft()
         self._reveal_errors()
+        if self._ier & Ier.ERBFI.value:
+            self._pull()  # on behalf of a handler that reads one byte for each interrupt
         return byte
 
     def _read_lsr(self) -> int:
@@ -411,6 +416,9 @@ class Serial(ByteRegisters):
         self._ier = value & IER_BITS
         if Ier.ETBEI in newly_enabled:
             self._thr_empty_pending = True  # for THR is empty; drivers start sending by this
+        if Ier.ERBFI in newly_enabled:
+            self.on_listen()
+            self._pull()
 
     def _read_iir(self) -> int:
         self._pull()
@@ -432,8 +440,11 @@ class Serial(ByteRegisters):
     # ---- the modem: MCR and MSR ----
 
     def _write_mcr(self, value: int) -> None:
+        leaves_loopback = self._mcr & LOOP and not value & LOOP
         self._mcr = value & MCR_BITS
         self._update_modem_lines()
+        if leaves_loopback and self._ier & Ier.ERBFI.value:
+            self._pull()  # the line is connected again, and somebody waits
 
     def _read_msr(self) -> int:
         status = self._modem_lines | self._modem_deltas

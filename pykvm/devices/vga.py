@@ -154,6 +154,10 @@ class Vga(ByteRegisters):
 
     # ---- what is shown ----
 
+    def text(self) -> str:
+        """Return what is on the screen, without colours: see ``Screen.text``."""
+        return self.snapshot().text()
+
     def snapshot(self) -> Screen:
         """Return what the screen shows now."""
         text = self._shown_text()

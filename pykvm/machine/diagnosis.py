@@ -21,6 +21,7 @@ from pykvm.kvm import (
     Shutdown,
     Sregs,
 )
+from pykvm.machine.result import CpuResult
 from pykvm.machine.stop import Crashed, Interrupted, Stop, TimedOut
 from pykvm.memory import GuestMemory
 from pykvm.units import Gpa
@@ -46,7 +47,7 @@ LONGEST_INSTRUCTION = 15  # bytes (SDM volume 2, section 2.3.11)
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything there is to see after a run: what a report is made of."""
+    """Everything there is to see after a run: what a report is made of. Registers and exits are those of ``cpu``."""
 
     stop: Stop
     regs: Regs
@@ -56,6 +57,8 @@ class Scene:
     exits: int
     duration: float
     image: Image | None
+    cpu: int = 0
+    cpus: tuple[CpuResult, ...] = ()
 
     @property
     def rip(self) -> int:

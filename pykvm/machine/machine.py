@@ -1,94 +1,53 @@
 """``Machine``: a small PC, and a run of it in one call.
 
-It ties the layers together: memory slots from ``GuestMemory``, one vCPU, the buses with the standard devices, the
-run loop. Everything it does can be done by hand with ``pykvm.kvm``; docs/book shows both. Leaves out so far:
-interrupts, several CPUs, snapshots.
+It ties the layers together: memory slots from ``GuestMemory``, the vCPUs, the interrupt controllers, the mainboard with
+its devices, and a run loop for each vCPU. Everything it does can be done by hand with ``pykvm.kvm``; docs/book shows
+both. Leaves out so far: snapshots.
 """
 
 from __future__ import annotations
 
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pykvm.boot import Image, flat_image, open_image
-from pykvm.devices import (
-    Bus,
-    DebugConsole,
-    DebugExit,
-    PostCode,
-    Serial,
-    Unclaimed,
-    debugcon,
-    debugexit,
-    postcode,
-    serial,
-)
-from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, KvmError
-from pykvm.kvm import Cap, Exit, Kvm, Regs, Sregs
+from pykvm.devices import Unclaimed
+from pykvm.errors import ConfigurationError, GuestMemoryError, ImageError, InUseError
+from pykvm.kvm import Regs
+from pykvm.machine.hardware import Hardware, Outside, to_dirty
+from pykvm.machine.interrupts import IrqchipKind, to_irqchip
 from pykvm.machine.observer import LastExits, Observer
-from pykvm.machine.output import Output, OutputLog
+from pykvm.machine.output import OutputLog
 from pykvm.machine.report import Scene, report
+from pykvm.machine.result import CpuResult, RunResult
 from pykvm.machine.runloop import RunLoop
-from pykvm.machine.stop import Crashed, DebugExitWritten, Interrupted, Stop, Stopped, TimedOut, exit_status
+from pykvm.machine.stop import Crashed, Interrupted, Stop, Stopped, TimedOut
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import GiB, format_size
-from pykvm.x86 import CpuState, Mode, check, set_up, to_mode
+from pykvm.x86 import Cpuid, CpuState, Mode, format_registers, set_up, to_mode
 
-__all__ = ["DEFAULT_TIMEOUT", "Machine", "RunResult"]
+__all__ = ["DEFAULT_TIMEOUT", "Machine"]
 
 DEFAULT_TIMEOUT = 10.0  # seconds: a broken guest loops for ever more often than it crashes
 
-PDPE1GB = 1 << 26  # CPUID 0x80000001 EDX: pages of 1 GiB (SDM volume 2, CPUID)
 
-PIO_SPACE = 1 << 16
-MMIO_SPACE = 1 << 52  # the widest guest-physical address that x86 allows (MAXPHYADDR)
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a run came to.
-
-    ``stop`` says why it ended; ``serial`` and ``debugcon`` are what the guest has printed since the machine was made;
-    ``exits`` counts the exits of this run and ``last_exits`` holds the last few;
-    ``report`` is the explanation in words of a crash or a time-out, else empty; ``duration`` is in seconds.
-    """
-
-    stop: Stop
-    registers: Regs
-    sregs: Sregs
-    serial: Output
-    debugcon: Output
-    exits: int
-    last_exits: tuple[Exit, ...]
-    duration: float
-    report: str
-
-    @property
-    def exit_code(self) -> int | None:
-        """Return ``(value << 1) | 1`` for a guest that wrote ``value`` to the debug-exit port, else None."""
-        return self.stop.exit_code if isinstance(self.stop, DebugExitWritten) else None
-
-    @property
-    def status(self) -> int:
-        """Return the exit status that ``pykvm run`` ends with."""
-        return exit_status(self.stop)
-
-
-class Machine:
-    """A PC with one CPU, RAM from address 0 on, a serial port, and a way out.
+class Machine(Hardware):
+    """A PC with RAM from address 0 on, one CPU or several, the devices of ``pykvm.machine.board``, and a way out.
 
     ``memory`` is a size (``"16M"``, bytes) or a GuestMemory of one's own, which stays the caller's to close.
-    ``serial_output`` gets what the guest prints as it comes, ``serial_input(n)`` is asked for up to n bytes when the
-    guest looks for some, and must not block. ``strict_io`` makes an access that no device claims an error.
+    ``irqchip`` says where the interrupt controllers are: "none" (HLT ends the run), "user" (devices in Python),
+    "kernel" or "split" (see ``pykvm.machine.interrupts``); ``cpus`` above 1 needs one of the last two. ``cpuid`` makes
+    what CPUID tells the guest from what the host supports; ``devices`` names optional ones; ``dirty`` keeps track of
+    the pages the guest writes, by KVM's "log" or its "ring": see ``dirty_pages``.
 
-    The standard devices: a 16550A at ports 0x3f8 to 0x3ff and again at guest-physical 0xd0000000; debug exit at port
-    0xf4; debug console at 0xe9; POST code at 0x80. More go onto ``pio`` and ``mmio``.
+    ``serial_output`` gets what the guest prints as it comes, ``serial_input(n)`` is asked for up to n bytes when the
+    guest looks for some, and must not block. ``strict_io`` makes an access that no device claims an error. All these
+    are called with the lock ``machine.lock`` held, on the thread of whichever CPU it was.
 
     Raises: KvmUnavailableError, KvmError, GuestMemoryError, ConfigurationError.
     """
@@ -97,6 +56,11 @@ class Machine:
         self,
         memory: int | str | GuestMemory = "16M",
         *,
+        irqchip: IrqchipKind | str = IrqchipKind.NONE,
+        cpus: int = 1,
+        cpuid: Callable[[Cpuid], Cpuid] | None = None,
+        devices: Sequence[str] = (),
+        dirty: str | None = None,
         serial_output: Callable[[bytes], object] | None = None,
         serial_input: Callable[[int], bytes] | None = None,
         debugcon_output: Callable[[bytes], object] | None = None,
@@ -104,27 +68,15 @@ class Machine:
         strict_io: bool = False,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self._requested: Stop | None = None
         self._image: Image | None = None
         self._run_lock = threading.Lock()
         self._runner: int | None = None  # the thread inside run()
-        self._resources = ExitStack()
-        self._closed = False
-        try:
-            self.memory = memory if isinstance(memory, GuestMemory) else self._own(GuestMemory(memory))
-            self._open_kvm()
-        except BaseException:
-            self._closed = True
-            self._resources.close()
-            raise
         self._serial_log = OutputLog(serial_output)
         self._debugcon_log = OutputLog(debugcon_output)
-        self.serial = Serial(output=self._serial_log.write, input=serial_input)
-        self.pio = Bus("port", PIO_SPACE, strict=strict_io, on_unclaimed=on_unclaimed)
-        self.mmio = Bus("MMIO", MMIO_SPACE, strict=strict_io, on_unclaimed=on_unclaimed)
-        self._plug_in()
+        outside = Outside(self._serial_log.write, serial_input, self._debugcon_log.write, on_unclaimed, strict_io)
+        super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty))
         self._last_exits = LastExits()
-        self._loop = RunLoop(self.vcpu, self.pio, self.mmio, (self._last_exits, *observers), self._take_request)
+        self._make_loops((self._last_exits, *observers))
 
     # ---- loading and running ----
 
@@ -153,36 +105,33 @@ class Machine:
             image = flat_image(image, mode=chosen, load=load, entry=entry)
         elif not isinstance(image, Image):
             image = open_image(image, mode=chosen, load=load, entry=entry)
-        if page_size == GiB and not self._has_1g_pages():
-            raise ConfigurationError(
-                "this host's KVM offers guests no pages of 1 GiB: CPUID 0x80000001 EDX bit 26 is 0"
-            )
         state = self._set_up(chosen or image.mode, image.entry, ring, page_size)
         _check_apart(image, state)
         image.load(self.memory)
+        self._write_tables(image)
         self._image = image
         self.set_state(state)
 
     def set_state(self, state: CpuState) -> None:
-        """Set the CPU's registers, for instance to what ``pykvm.x86.reset_vector`` returns.
+        """Set the first CPU's registers, for instance to what ``pykvm.x86.reset_vector`` returns; the others wait.
 
         Raises: ConfigurationError that says in words why KVM refuses them.
         """
         self._check_open()
-        try:
-            self.vcpu.set_sregs(state.sregs)
-            self.vcpu.set_regs(state.regs)
-        except KvmError as error:
-            problems = check(state.regs, state.sregs)
-            raise ConfigurationError("\n".join([str(error), *(f"  {problem}" for problem in problems)])) from error
+        self._processors.park_others()
+        self._processors.set_state(state)
+        for loop in self._loops:
+            loop.reset()
 
     def run(self, timeout: float | None = DEFAULT_TIMEOUT) -> RunResult:
         """Run the guest until it stops, or for ``timeout`` seconds (None: no limit), and say what it came to.
 
-        It can be called again to let a guest go on that halted, timed out or was stopped. Ctrl-C comes through as
-        KeyboardInterrupt and leaves the machine as it was, so that ``result()`` can look at it.
+        It can be called again to let a guest go on that halted, timed out or was stopped. Time while the machine is
+        paused does not count. Ctrl-C comes through as KeyboardInterrupt and leaves the machine as it was, so that
+        ``result()`` can look at it.
 
-        Raises: what a device raises; InUseError if another thread is running it.
+        Raises: what a device, an observer or a handler raises, with a note on where the guest was; InUseError if
+        another thread is running it.
         """
         self._check_open()
         if not self._run_lock.acquire(blocking=False):
@@ -190,8 +139,9 @@ class Machine:
         self._runner = threading.get_ident()
         before, start = self._last_exits.count, time.perf_counter()
         try:
-            stop = self._loop.run(timeout)
-            return self.result(stop, self._last_exits.count - before, time.perf_counter() - start)
+            with self.events.running():
+                stop, cpu = self._run_cpus(timeout)
+            return self.result(stop, self._last_exits.count - before, time.perf_counter() - start, cpu)
         finally:
             self._runner = None
             self._run_lock.release()
@@ -199,29 +149,45 @@ class Machine:
     def stop(self) -> None:
         """Make the ``run()`` under way, or else the next one, end with ``Stopped``. From any thread or device."""
         self._check_open()
-        self._requested = Stopped()
-        self.vcpu.kick()
+        self._control.stop(Stopped())
 
-    def result(self, stop: Stop, exits: int = 0, duration: float = 0.0) -> RunResult:
-        """Return the machine's state as the result of a run that ended with ``stop``, explained where it is due."""
+    def pause(self) -> None:
+        """Stop all CPUs, and time, until ``resume()``; returns when every vCPU is out of KVM_RUN.
+
+        A run that starts meanwhile waits, and ``stop()`` ends it all the same. Timers inside the kernel go on. From any
+        thread but those that run the machine.
+
+        Raises: InUseError when called from inside the run, by a device, an observer or a handler.
+        """
         self._check_open()
-        self._loop.settle()
-        registers, sregs = self.vcpu.get_regs(), self.vcpu.get_sregs()
-        last_exits = self._last_exits.exits()
+        self._control.pause()
+        with self.lock:
+            self.events.stand_still()
+
+    def resume(self) -> None:
+        """End ``pause()``; does nothing if there is none. From any thread."""
+        self._check_open()
+        with self.lock:
+            self._control.resume()
+            self.events.go()
+
+    def result(self, stop: Stop, exits: int = 0, duration: float = 0.0, cpu: int = 0) -> RunResult:
+        """Return the machine's state as the result of a run that ``cpu`` ended with ``stop``, explained if need be."""
+        self._check_open()
+        cpus = tuple(self._look_at(loop, stop if loop.id == cpu else None) for loop in self._loops)
+        last_exits = self._last_exits.exits(cpu)
         text = ""
         if isinstance(stop, Crashed | TimedOut | Interrupted):
-            text = report(Scene(stop, registers, sregs, self.memory, last_exits, exits, duration, self._image))
+            guilty = cpus[cpu]
+            scene = Scene(
+                stop, guilty.registers, guilty.sregs, self.memory, last_exits, exits, duration, self._image, cpu, cpus
+            )
+            text = report(scene)
         return RunResult(
-            stop,
-            registers,
-            sregs,
-            self._serial_log.output(),
-            self._debugcon_log.output(),
-            exits,
-            last_exits,
-            duration,
-            text,
+            stop, cpu, cpus, self._serial_log.output(), self._debugcon_log.output(), exits, last_exits, duration, text
         )
+
+    # ---- looking and reaching in ----
 
     @property
     def is_running(self) -> bool:
@@ -230,9 +196,9 @@ class Machine:
 
     @property
     def registers(self) -> Regs:
-        """Return the general registers, true even in the middle of an exit's instruction."""
+        """Return the first CPU's general registers, true even in the middle of an exit's instruction."""
         self._check_open()
-        self._loop.settle()
+        self._loops[0].settle()
         return self.vcpu.get_regs()
 
     # ---- closing ----
@@ -244,7 +210,7 @@ class Machine:
         """
         if self._closed:
             return
-        if self._runner == threading.get_ident():
+        if self._runner == threading.get_ident() or self._control.current_cpu() is not None:
             raise InUseError("this machine is running: stop() it, and close it when run() has returned")
         if self._run_lock.locked():
             self.stop()
@@ -263,38 +229,13 @@ class Machine:
 
     # ---- inside ----
 
-    def _own(self, memory: GuestMemory) -> GuestMemory:
-        return self._resources.enter_context(memory)
-
-    def _open_kvm(self) -> None:
-        kvm = self._resources.enter_context(Kvm.open())
-        self.vm = self._resources.enter_context(kvm.create_vm())
-        # VT-x without "unrestricted guest" runs real mode inside a hidden task and page table.
-        if self.vm.check_extension(Cap.SET_IDENTITY_MAP_ADDR):
-            self.vm.set_identity_map_addr(layout.IDENTITY_MAP)
-        if self.vm.check_extension(Cap.SET_TSS_ADDR):
-            self.vm.set_tss_addr(layout.TSS_REGION)
-        for slot, region in enumerate(self.memory.regions):
-            self.vm.set_user_memory_region(slot, region.gpa, region.buffer, readonly=region.readonly)
-        self.vcpu = self._resources.enter_context(self.vm.create_vcpu())
-        self._cpuid = kvm.get_supported_cpuid()
-        self.vcpu.set_cpuid2(self._cpuid)
-        self._reset_sregs = self.vcpu.get_sregs()
-
-    def _plug_in(self) -> None:
-        self.pio.register(self.serial, serial.COM1, serial.REGISTERS)
-        self.mmio.register(self.serial, layout.MMIO_SERIAL, serial.REGISTERS)
-        self.pio.register(DebugExit(self._on_debug_exit), debugexit.PORT, debugexit.REGISTERS)
-        self.pio.register(DebugConsole(self._debugcon_log.write), debugcon.PORT, 1)
-        self.post_code = PostCode()
-        self.pio.register(self.post_code, postcode.PORT, 1)
-
-    def _on_debug_exit(self, value: int) -> None:
-        self._requested = DebugExitWritten(value)
-
     def _set_up(self, mode: Mode, entry: int, ring: int, page_size: int | None) -> CpuState:
+        if page_size == GiB and not self.cpuid.has("pdpe1gb"):
+            raise ConfigurationError(
+                "this host's KVM offers guests no pages of 1 GiB: CPUID 0x80000001 EDX bit 26 is 0"
+            )
         try:
-            return set_up(mode, self._reset_sregs, self.memory, entry, ring=ring, page_size=page_size)
+            return set_up(mode, self._processors.reset_sregs, self.memory, entry, ring=ring, page_size=page_size)
         except GuestMemoryError as error:
             needed = format_size(layout.PAGE_TABLES_END)
             raise GuestMemoryError(
@@ -302,16 +243,67 @@ class Machine:
                 error.address,
             ) from error
 
-    def _has_1g_pages(self) -> bool:
-        return any(leaf.function == 0x8000_0001 and leaf.edx & PDPE1GB for leaf in self._cpuid)
+    def _make_loops(self, observers: Sequence[Observer]) -> None:
+        handlers = self._handlers
+        handlers.rdmsr, handlers.wrmsr = self.msr.read, self.msr.write
+        if self.interrupts.kind.has_local_apic:
+            handlers.ioapic_eoi, handlers.is_idle = self.interrupts.eoi, self._is_idle
+        self._loops = tuple(
+            RunLoop(
+                vcpu,
+                self.pio,
+                self.mmio,
+                observers,
+                self._control,
+                interrupts=self.interrupts.source if vcpu.id == 0 else None,
+                handlers=handlers,
+                now=self.events.now,
+            )
+            for vcpu in self.vcpus
+        )
+        self._control.attach(self._loops)
 
-    def _take_request(self) -> Stop | None:
-        request, self._requested = self._requested, None
-        return request
+    def _run_cpus(self, timeout: float | None) -> tuple[Stop, int]:
+        """Run each vCPU on a thread of its own, the first on this one; return the stop, and whose doing it was."""
+        first, *others = self._loops
+        threads = [
+            threading.Thread(target=self._run_one, args=(loop, loop.run_beside), name=f"pykvm vCPU {loop.id}")
+            for loop in others
+        ]
+        for thread in threads:
+            thread.start()
+        self._run_one(first, lambda: first.run(timeout))
+        for thread in threads:
+            thread.join()
+        stop, cpu = self._control.take() or (Stopped(), None)
+        return stop, cpu or 0
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("this machine is closed: create a new one")
+    def _run_one(self, loop: RunLoop, run: Callable[[], Stop]) -> None:
+        try:
+            self._control.stop(run(), loop.id)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                error.add_note(self._where(loop))
+            self._control.fail(error)
+
+    def _where(self, loop: RunLoop) -> str:
+        vcpu = self.vcpus[loop.id]
+        registers = format_registers(vcpu.get_regs(), vcpu.get_sregs())
+        return f"the guest, on CPU {loop.id}:\n" + textwrap.indent(registers, "  ")
+
+    def _look_at(self, loop: RunLoop, stop: Stop | None) -> CpuResult:
+        loop.settle()
+        vcpu = self.vcpus[loop.id]
+        activity = self._processors.activity(vcpu)
+        return CpuResult(loop.id, stop, activity, vcpu.get_regs(), vcpu.get_sregs())
+
+    def _is_idle(self) -> bool:
+        """Return whether no CPU will do anything any more; called on the first one's thread, at a tick."""
+        is_asleep = self._processors.is_asleep
+        if not is_asleep(self.vcpu):
+            return False
+        with self._control.others_parked(self._loops[0]):
+            return all(map(is_asleep, self.vcpus))
 
 
 def _check_apart(image: Image, state: CpuState) -> None:

@@ -25,23 +25,27 @@ class Observer(Protocol):
 
 
 class LastExits:
-    """Keeps the last ``limit`` exits, and counts them all."""
+    """Keeps the last ``limit`` exits of each vCPU, and counts them all."""
 
     def __init__(self, limit: int = 16) -> None:
-        self._exits: deque[Exit] = deque(maxlen=limit)
+        self._limit = limit
+        self._exits: dict[int, deque[Exit]] = {}
         self.count = 0
 
     def exit(self, vcpu: int, exit: Exit) -> None:
         """Keep ``exit``."""
-        self._exits.append(exit)
+        kept = self._exits.get(vcpu)
+        if kept is None:
+            kept = self._exits[vcpu] = deque(maxlen=self._limit)
+        kept.append(exit)
         self.count += 1
 
     def tick(self) -> None:
         """Do nothing."""
 
-    def exits(self) -> tuple[Exit, ...]:
-        """Return the exits kept, oldest first."""
-        return tuple(self._exits)
+    def exits(self, vcpu: int = 0) -> tuple[Exit, ...]:
+        """Return the exits kept of ``vcpu``, oldest first."""
+        return tuple(self._exits.get(vcpu, ()))
 
 
 def describe_exit(exit: Exit) -> str:

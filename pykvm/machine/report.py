@@ -49,12 +49,14 @@ def _headline(scene: Scene) -> str:
 def _sections(scene: Scene) -> list[tuple[str, str]]:
     walk = scene.page_walk()
     return [
+        ("CPU", _cpu(scene)),
         ("what happened", what_happened(scene)),
         ("likely cause", likely_cause(scene)),
         ("where", _where(scene)),
         ("mode", str(cpu_mode(scene.sregs, scene.regs))),
         ("registers", format_registers(scene.regs, scene.sregs)),
         ("page walk", "" if walk is None else str(walk)),
+        ("other CPUs", _other_cpus(scene)),
         ("last exits", " | ".join(describe_exit(exit) for exit in scene.last_exits[-8:])),
         ("see", _see(scene)),
     ]
@@ -86,6 +88,14 @@ def _refused_bytes(scene: Scene) -> list[str]:
             refused = instruction_at(code, scene.rip, width)
             return [f"KVM's bytes: {_code_text(refused)}"] if refused else []
     return []
+
+
+def _cpu(scene: Scene) -> str:
+    return f"{scene.cpu} of 0 to {len(scene.cpus) - 1}" if len(scene.cpus) > 1 else ""
+
+
+def _other_cpus(scene: Scene) -> str:
+    return "\n".join(str(cpu) for cpu in scene.cpus if cpu.id != scene.cpu)
 
 
 def _see(scene: Scene) -> str:

@@ -4,8 +4,10 @@ This is the trip that everything else is built around:
 
     KVM_RUN -> exit -> observers -> bus -> device -> answer -> KVM_RUN
 
-The vCPU is known by a protocol, so that a scripted one can stand in for KVM's. See: Documentation/virt/kvm/api.rst,
-section 5, for what each exit wants. Leaves out so far: several vCPUs, interrupts.
+Each vCPU has a loop, on a thread of its own. That of vCPU 0 runs on the thread that called ``Machine.run()``, and
+looks after the time limit and Ctrl-C as well. The vCPU is known by a protocol, so that a scripted one can stand in for
+KVM's. See: Documentation/virt/kvm/api.rst, section 5, for what each exit wants. Leaves out how the threads are
+stopped and paused: see ``control``.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, Self
 
 from pykvm.devices import Bus
-from pykvm.errors import ConfigurationError, UnansweredReadError
+from pykvm.errors import ConfigurationError, MsrRefusedError, UnansweredReadError
 from pykvm.kvm import (
     Debug,
     DirtyRingFull,
@@ -30,6 +33,7 @@ from pykvm.kvm import (
     Hypercall,
     InternalError,
     Intr,
+    IoapicEoi,
     IoIn,
     IoOut,
     MemoryFault,
@@ -44,15 +48,15 @@ from pykvm.kvm import (
     Unknown,
     Wrmsr,
 )
+from pykvm.machine.control import TICK, Control
 from pykvm.machine.observer import Observer
-from pykvm.machine.stop import Crashed, Halted, ShutdownRequested, Stop, TimedOut
+from pykvm.machine.stop import Breakpoint, Crashed, Halted, ShutdownRequested, Stop, TimedOut
 
-__all__ = ["DeferredInterrupt", "RunLoop", "VcpuProtocol"]
+__all__ = ["DeferredInterrupt", "ExitHandlers", "InterruptSource", "RunLoop", "VcpuProtocol"]
 
-# How often a running guest is looked in on: for time limits, Ctrl-C, and output that waits to be flushed.
-TICK = 0.1
 SHORTEST_TICK = 0.001  # a timer that is faster than a signal can be handled leaves no time for anything else
 DAY = 86400.0
+SECOND = 1_000_000_000  # nanoseconds
 
 # How many more exits the last instruction may want before a stopped machine's registers are read (``rep insb`` comes in
 # parts). A hostile guest's instruction wants 2**64 of them, and is left where it is.
@@ -63,6 +67,15 @@ class VcpuProtocol(Protocol):
     """What the run loop needs of a vCPU: ``pykvm.kvm.Vcpu`` has it, and so may a stand-in for tests."""
 
     id: int
+    request_interrupt_window: bool
+
+    @property
+    def ready_for_interrupt_injection(self) -> bool:
+        """Whether ``interrupt()`` would be taken at once, as of the last exit."""
+
+    @property
+    def if_flag(self) -> bool:
+        """RFLAGS.IF as of the last exit."""
 
     def run(self) -> Exit:
         """Run until the next exit."""
@@ -76,6 +89,15 @@ class VcpuProtocol(Protocol):
     def complete_pending(self) -> Exit | None:
         """Finish the instruction of the last exit."""
 
+    def interrupt(self, vector: int) -> None:
+        """Queue an external interrupt."""
+
+    def nmi(self) -> None:
+        """Queue a non-maskable interrupt."""
+
+    def kick(self) -> None:
+        """Make the ``run()`` under way, or else the next one, return ``Intr``."""
+
     def start_ticks(self, first: float, interval: float) -> None:
         """Make ``run()`` return ``Intr`` every ``interval`` seconds."""
 
@@ -83,10 +105,49 @@ class VcpuProtocol(Protocol):
         """End ``start_ticks``."""
 
 
+class InterruptSource(Protocol):
+    """An interrupt controller outside the kernel: who asks for the CPU's INTR pin, and answers its INTA cycle."""
+
+    @property
+    def output(self) -> bool:
+        """Whether an interrupt is waiting."""
+
+    def acknowledge(self) -> int:
+        """Return the vector of the interrupt that the CPU takes now."""
+
+
+def _refuse_read(index: int) -> int:
+    raise MsrRefusedError(index)
+
+
+def _refuse_write(index: int, value: int) -> None:
+    raise MsrRefusedError(index)
+
+
+@dataclass(slots=True)
+class ExitHandlers:
+    """What to do at the exits that are not for a device on a bus.
+
+    ``rdmsr(index)`` and ``wrmsr(index, value)`` raise MsrRefusedError for #GP. ``hypercall`` returns the guest's RAX;
+    ``drain`` the writes that KVM has kept back in a coalesced zone, oldest first; ``is_idle`` whether, vCPU 0 being
+    halted with interrupts off, no other vCPU can do anything either. None: nobody asked for such exits.
+    """
+
+    rdmsr: Callable[[int], int] = _refuse_read
+    wrmsr: Callable[[int, int], None] = _refuse_write
+    hypercall: Callable[[Hypercall], int] | None = None
+    ioapic_eoi: Callable[[int], None] | None = None
+    dirty_ring_full: Callable[[], None] | None = None
+    drain: Callable[[], Sequence[IoOut | MmioWrite]] | None = None
+    is_idle: Callable[[], bool] | None = None
+    debugging: bool = False
+
+
 class RunLoop:
     """Runs one vCPU against two buses.
 
-    ``requested`` is asked after each exit whether a device, or another thread, wants the run to stop.
+    ``interrupts`` is who interrupts this vCPU from outside the kernel; without one, HLT is the end. ``now`` is the
+    machine's time in nanoseconds, by which time limits go.
     """
 
     def __init__(
@@ -95,13 +156,42 @@ class RunLoop:
         pio: Bus,
         mmio: Bus,
         observers: Sequence[Observer] = (),
-        requested: Callable[[], Stop | None] = lambda: None,
+        control: Control | None = None,
+        *,
+        interrupts: InterruptSource | None = None,
+        handlers: ExitHandlers | None = None,
+        now: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._vcpu = vcpu
         self._pio = pio
         self._mmio = mmio
         self._observers = observers
-        self._requested = requested
+        self._control = control or Control()
+        self._interrupts = interrupts
+        self._handlers = handlers or ExitHandlers()
+        self._now = now
+        self._halted = False
+        self._deadline = math.inf  # of the machine's time
+        self._timeout = math.inf
+        self._ctrl_c: DeferredInterrupt | None = None
+
+    @property
+    def id(self) -> int:
+        """Return the vCPU's id."""
+        return self._vcpu.id
+
+    def kick(self) -> None:
+        """Get the vCPU out of KVM_RUN."""
+        self._vcpu.kick()
+
+    def nmi(self) -> None:
+        """Let the vCPU take a non-maskable interrupt, which wakes it from HLT too."""
+        self._vcpu.nmi()
+        self._halted = False
+
+    def reset(self) -> None:
+        """Forget that the vCPU is halted: its registers were set anew."""
+        self._halted = False
 
     def run(self, timeout: float | None) -> Stop:
         """Run until the guest stops, a stop is requested, or ``timeout`` seconds (None: no limit) have passed.
@@ -110,15 +200,21 @@ class RunLoop:
         """
         if timeout is not None and not 0 < timeout < math.inf:
             raise ConfigurationError(f"a time limit is a number of seconds above 0, not {timeout}")
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._timeout = math.inf if timeout is None else timeout
+        self._deadline = self._now() + self._timeout * SECOND
         interval = _tick_interval(timeout)
         self._vcpu.start_ticks(interval, interval)
         try:
-            with DeferredInterrupt() as interrupt:
-                return self._loop(deadline, timeout, interrupt)
+            with DeferredInterrupt() as self._ctrl_c, self._control.running(self):
+                return self._loop(self._tick)
         finally:
             self._vcpu.stop_ticks()
-            self._tick()
+            self._tell_time()
+
+    def run_beside(self) -> Stop:
+        """Run until a stop is requested, beside the loop of vCPU 0, which looks after everything else."""
+        with self._control.running(self):
+            return self._loop(None)
 
     def settle(self) -> None:
         """Have the kernel finish the last instruction, so that the registers tell the truth."""
@@ -129,11 +225,12 @@ class RunLoop:
                 return  # a device raised instead of answering: there is nothing to finish the instruction with
             if exit is None:
                 return
-            self._note(exit)
-            self.handle(exit)
+            with self._control.lock:
+                self._note(exit)
+                self.handle(exit)
 
     def handle(self, exit: Exit) -> Stop | None:
-        """Do what ``exit`` wants. Returns why the run is over, or None to go on."""
+        """Do what ``exit`` wants, with the lock held. Returns why the run is over, or None to go on."""
         match exit:
             case IoOut():
                 for start in range(0, len(exit.data), exit.size):
@@ -146,11 +243,19 @@ class RunLoop:
             case MmioRead():
                 self._vcpu.complete(exit, self._mmio.read(exit.address, exit.size))
             case Hlt():
-                return Halted()
+                return self._halt()
             case SystemEvent(type=SystemEventType.SHUTDOWN | SystemEventType.RESET):
                 return ShutdownRequested(exit)
             case Rdmsr() | Wrmsr():
-                self._vcpu.refuse(exit)
+                self._access_msr(exit)
+            case Hypercall() if self._handlers.hypercall is not None:
+                self._vcpu.complete(exit, self._handlers.hypercall(exit).to_bytes(8, "little"))
+            case IoapicEoi() if self._handlers.ioapic_eoi is not None:
+                self._handlers.ioapic_eoi(exit.vector)
+            case DirtyRingFull() if self._handlers.dirty_ring_full is not None:
+                self._handlers.dirty_ring_full()
+            case Debug() if self._handlers.debugging:
+                return Breakpoint(exit)
             case Shutdown() | FailEntry() | InternalError() | MemoryFault() | SystemEvent() | Unknown():
                 return Crashed(exit)
             case Debug() | ExceptionExit() | Hypercall() | Notify() | DirtyRingFull():
@@ -159,31 +264,106 @@ class RunLoop:
                 pass  # Intr, Nmi, IrqWindowOpen, SetTpr, TprAccess, IoapicEoi, BusLock: for information
         return None
 
-    def _loop(self, deadline: float, timeout: float | None, interrupt: DeferredInterrupt) -> Stop:
-        run, handle, note, requested = self._vcpu.run, self.handle, self._note, self._requested
+    # ---- inside ----
+
+    def _loop(self, tick: Callable[[], Stop | None] | None) -> Stop:
+        vcpu, control, handlers, lock = self._vcpu, self._control, self._handlers, self._control.lock
+        run, handle, note = vcpu.run, self.handle, self._note
+        injects = self._interrupts is not None
+        entered = False  # ready_for_interrupt_injection is as of the last exit: not to be trusted before the first
         while True:
-            exit = run()
-            if isinstance(exit, Intr):
-                interrupt.check()
-                self._tick()
-                if time.monotonic() >= deadline and timeout is not None:
-                    return TimedOut(timeout)
-            else:
-                note(exit)
-                stop = handle(exit)
+            if control.attention:
+                stop = control.attend(self, tick)
                 if stop is not None:
                     return stop
-            stop = requested()
+            if self._halted:
+                stop = self._wait_for_interrupt(tick)
+                if stop is not None:
+                    return stop
+                continue
+            if injects:
+                self._inject(entered)
+            exit = run()
+            entered = True
+            if handlers.drain is not None:
+                self._take_coalesced()
+            if isinstance(exit, Intr):
+                stop = tick() if tick is not None else None
+            else:
+                with lock:
+                    note(exit)
+                    stop = handle(exit)
             if stop is not None:
                 return stop
+
+    def _halt(self) -> Stop | None:
+        if self._interrupts is None or not self._vcpu.if_flag:
+            return Halted()
+        self._halted = True
+        return None
+
+    def _wait_for_interrupt(self, tick: Callable[[], Stop | None] | None) -> Stop | None:
+        """Wait, without any work for the host's CPU, until the guest may leave its HLT."""
+        source = self._interrupts
+        while self._halted and not self._control.attention:
+            if source is None or source.output:
+                self._halted = False
+                return None
+            self._control.wait(lambda: source.output)
+            stop = tick() if tick is not None else None
+            if stop is not None:
+                return stop
+        return None
+
+    def _inject(self, entered: bool) -> None:
+        """Hand the CPU an interrupt if one waits and the CPU can take it, or have KVM say when it can.
+
+        See: api.rst, KVM_INTERRUPT and request_interrupt_window. After an injection there may be one more waiting.
+        """
+        source, vcpu = self._interrupts, self._vcpu
+        if source is None:
+            return
+        if source.output and entered and vcpu.ready_for_interrupt_injection:
+            with self._control.lock:
+                vcpu.interrupt(source.acknowledge())
+        vcpu.request_interrupt_window = source.output
+
+    def _access_msr(self, exit: Rdmsr | Wrmsr) -> None:
+        try:
+            if isinstance(exit, Wrmsr):
+                self._handlers.wrmsr(exit.index, exit.data)
+            else:
+                self._vcpu.complete(exit, self._handlers.rdmsr(exit.index).to_bytes(8, "little"))
+        except MsrRefusedError:
+            self._vcpu.refuse(exit)
+
+    def _take_coalesced(self) -> None:
+        # What is in the ring was written before whatever this exit is about.
+        if self._handlers.drain is None:
+            return
+        with self._control.lock:
+            for write in self._handlers.drain():
+                self.handle(write)
 
     def _note(self, exit: Exit) -> None:
         for observer in self._observers:
             observer.exit(self._vcpu.id, exit)
 
-    def _tick(self) -> None:
-        for observer in self._observers:
-            observer.tick()
+    def _tick(self) -> Stop | None:
+        """Look at the clock, for Ctrl-C, and whether there is anything left to run."""
+        if self._ctrl_c is not None:
+            self._ctrl_c.check()
+        self._tell_time()
+        if self._now() >= self._deadline:
+            return TimedOut(self._timeout)
+        if self._handlers.is_idle is not None and not self._vcpu.if_flag and self._handlers.is_idle():
+            return Halted()
+        return None
+
+    def _tell_time(self) -> None:
+        with self._control.lock:
+            for observer in self._observers:
+                observer.tick()
 
 
 def _tick_interval(timeout: float | None) -> float:

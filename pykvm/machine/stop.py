@@ -9,14 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from pykvm.kvm import Exit, SystemEvent
+from pykvm.kvm import Debug, Exit, SystemEvent
 from pykvm.machine.observer import describe_exit
 
 __all__ = [
+    "Breakpoint",
     "Crashed",
     "DebugExitWritten",
     "Halted",
     "Interrupted",
+    "PoweredOff",
+    "ResetRequested",
     "ShutdownRequested",
     "Stop",
     "Stopped",
@@ -59,6 +62,34 @@ class ShutdownRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class PoweredOff:
+    """The guest switched the machine off: ACPI's sleep state S5."""
+
+    def __str__(self) -> str:
+        return "powered off: the guest entered S5"
+
+
+@dataclass(frozen=True, slots=True)
+class ResetRequested:
+    """The guest asked for a reset, and ``by`` what: "port 0xcf9"."""
+
+    by: str
+
+    def __str__(self) -> str:
+        return f"reset: the guest asked for it by {self.by}"
+
+
+@dataclass(frozen=True, slots=True)
+class Breakpoint:
+    """A breakpoint, watchpoint or step of ``Machine.debug()``; ``exit`` says where, and which."""
+
+    exit: Debug
+
+    def __str__(self) -> str:
+        return f"stopped by the debugger at {self.exit.pc:#x}"
+
+
+@dataclass(frozen=True, slots=True)
 class Crashed:
     """The guest cannot go on; ``exit`` is what KVM said about it."""
 
@@ -94,13 +125,24 @@ class Interrupted:
         return "interrupted with Ctrl-C"
 
 
-Stop = Halted | DebugExitWritten | ShutdownRequested | Crashed | TimedOut | Stopped | Interrupted
+Stop = (
+    Halted
+    | DebugExitWritten
+    | ShutdownRequested
+    | PoweredOff
+    | ResetRequested
+    | Breakpoint
+    | Crashed
+    | TimedOut
+    | Stopped
+    | Interrupted
+)
 
 
 def exit_status(stop: Stop) -> int:
     """Return the exit status, 0 to 255, that ``pykvm run`` ends with after ``stop``."""
     match stop:
-        case Halted() | ShutdownRequested() | Stopped():
+        case Halted() | ShutdownRequested() | PoweredOff() | ResetRequested() | Breakpoint() | Stopped():
             return 0
         case DebugExitWritten():
             return stop.exit_code & 0xFF

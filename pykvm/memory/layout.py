@@ -9,6 +9,7 @@
     0x0000_7c00  BOOT_SECTOR    where a BIOS loads and starts one
     0x0000_8000  REAL_LOAD      real-mode guests
     0x0001_0000  PAGE_TABLES    made by the host for paged modes
+    0x000b_8000  VGA_TEXT       the screen in text mode, a character and its colours in 2 bytes
     0x0010_0000  LOAD           protected-mode and long-mode guests: 1 MiB, as on every PC since the 286
     0xc000_0000  MMIO hole      RAM that does not fit below goes on at 4 GiB
     0xd000_0000  MMIO_SERIAL    the serial port's registers again, as memory
@@ -22,7 +23,7 @@ device's owner chooses.
 
 from __future__ import annotations
 
-from pykvm.units import GiB, Gpa
+from pykvm.units import GiB, Gpa, KiB
 
 __all__ = [
     "BDA",
@@ -43,6 +44,8 @@ __all__ = [
     "STACK_TOP",
     "TSS",
     "TSS_REGION",
+    "VGA_TEXT",
+    "VGA_TEXT_SIZE",
 ]
 
 IVT = Gpa(0x0000)
@@ -56,6 +59,8 @@ BOOT_SECTOR = Gpa(0x7C00)
 REAL_LOAD = Gpa(0x8000)
 PAGE_TABLES = Gpa(0x1_0000)
 PAGE_TABLES_END = Gpa(0x8_0000)  # 112 tables: enough for 4 KiB pages on 200 MiB
+VGA_TEXT = Gpa(0xB_8000)
+VGA_TEXT_SIZE = 32 * KiB
 LOAD = Gpa(0x10_0000)
 
 MMIO_HOLE_START = Gpa(3 * GiB)

@@ -6,6 +6,8 @@ Pure: it works on plain values and on guest memory, and knows no descriptor of K
 from __future__ import annotations
 
 from pykvm.x86.checks import Problem, Refusal, check
+from pykvm.x86.cpuid import Cpuid
+from pykvm.x86.debug import BreakpointKind, HardwareBreakpoint, encode_breakpoints, hit_breakpoints
 from pykvm.x86.disassembly import Instruction, disassemble, instruction_at
 from pykvm.x86.exceptions import (
     EXCEPTIONS,
@@ -32,6 +34,7 @@ from pykvm.x86.modes import (
     set_up,
     to_mode,
 )
+from pykvm.x86.msr import Msr, msr_name, parse_msr
 from pykvm.x86.paging import FrameAllocator, LevelFormat, PageTables, Paging, PagingMode, Pte
 from pykvm.x86.registers import ApicBase, Cr0, Cr3, Cr4, Dr6, Dr7, Efer, Rflags, describe, format_registers
 from pykvm.x86.segments import (
@@ -55,9 +58,11 @@ __all__ = [
     "EXCEPTIONS",
     "FLAT_LIMIT",
     "ApicBase",
+    "BreakpointKind",
     "CpuException",
     "CpuMode",
     "CpuState",
+    "Cpuid",
     "Cr0",
     "Cr3",
     "Cr4",
@@ -68,12 +73,14 @@ __all__ = [
     "FrameAllocator",
     "Gate",
     "Gdt",
+    "HardwareBreakpoint",
     "Idt",
     "Instruction",
     "Level",
     "LevelFormat",
     "Mapping",
     "Mode",
+    "Msr",
     "PageFaultCode",
     "PageTables",
     "Paging",
@@ -94,17 +101,21 @@ __all__ = [
     "describe_error_code",
     "disassemble",
     "dump",
+    "encode_breakpoints",
     "encode_descriptor",
     "encode_tss32",
     "encode_tss64",
     "format_registers",
+    "hit_breakpoints",
     "instruction_at",
     "leads_to_double_fault",
     "linear_rip",
     "long_mode",
     "mappings",
+    "msr_name",
     "pae_mode",
     "paged_mode",
+    "parse_msr",
     "protected_mode",
     "real_mode",
     "real_mode_segment",

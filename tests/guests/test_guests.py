@@ -11,6 +11,7 @@ import pytest
 
 from pykvm import Machine
 from pykvm.boot import BundledGuest, bundled_guests, open_image
+from pykvm.devices import parse_keys
 from pykvm.kvm import Exit, Shutdown
 from pykvm.machine import Crashed, DebugExitWritten, Halted, RunResult, TimedOut
 from pykvm.probes import probe
@@ -65,7 +66,17 @@ def test_a_guest_does_what_it_is_expected_to(guest: BundledGuest) -> None:
         return taken
 
     seen = AllExits()
-    with Machine(guest.memory, serial_input=serial_input, observers=[seen]) as machine:
+    with Machine(
+        guest.memory,
+        irqchip=guest.irqchip,
+        cpus=guest.cpus,
+        devices=guest.devices,
+        serial_input=serial_input,
+        observers=[seen],
+    ) as machine:
+        for index, value in guest.msrs:
+            machine.msr.store(index, value)
+        machine.board.keyboard.enqueue(parse_keys(guest.keys))
         machine.load(open_image(guest.image), mode=guest.mode, ring=guest.ring)
         result = machine.run(guest.timeout)
     assert result.serial.text == guest.expect.serial

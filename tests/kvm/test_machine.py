@@ -108,8 +108,8 @@ def test_registers_are_true_in_the_middle_of_an_input() -> None:
     stopper = Stopper()
     with Machine("1M") as machine:
         stopper.machine = machine
-        machine.pio.register(stopper, 0x60, 1)
-        machine.load(b"\xe4\x60\xf4")  # in $0x60, %al; hlt
+        machine.pio.register(stopper, 0x66, 1)
+        machine.load(b"\xe4\x66\xf4")  # in $0x66, %al; hlt
         result = machine.run()
     assert result.stop == Stopped()
     assert result.registers.rax & 0xFF == 0x5A
@@ -148,19 +148,19 @@ def test_a_jump_into_nothing_is_explained() -> None:
 def test_unclaimed_accesses_are_reported_once_and_read_as_ones() -> None:
     seen: list[str] = []
     with Machine("1M", on_unclaimed=lambda access: seen.append(str(access))) as machine:
-        machine.load(b"\xe4\x60\xe4\x60\xf4")  # in $0x60, %al; in $0x60, %al; hlt
+        machine.load(b"\xe4\x66\xe4\x66\xf4")  # in $0x66, %al; in $0x66, %al; hlt
         result = machine.run()
     assert result.registers.rax & 0xFF == 0xFF
     assert len(seen) == 1
-    assert "0x60" in seen[0]
+    assert "0x66" in seen[0]
 
 
 def test_unclaimed_accesses_can_be_made_an_error() -> None:
     with Machine("1M", strict_io=True) as machine:
-        machine.load(b"\xe4\x60\xf4")
-        with pytest.raises(UnclaimedAccessError, match="0x60"):
+        machine.load(b"\xe4\x66\xf4")
+        with pytest.raises(UnclaimedAccessError, match="0x66"):
             machine.run()
-        assert machine.result(Stopped()).last_exits[-1] == IoIn(0x60, 1, 1)
+        assert machine.result(Stopped()).last_exits[-1] == IoIn(0x66, 1, 1)
 
 
 def test_a_run_is_stopped_from_another_thread() -> None:
@@ -219,8 +219,8 @@ def test_a_device_cannot_close_the_machine_it_runs_in() -> None:
             self.machine.close()
 
     with Machine("1M") as machine:
-        machine.pio.register(Closer(machine), 0x60, 1)
-        machine.load(b"\xe6\x60\xf4")
+        machine.pio.register(Closer(machine), 0x66, 1)
+        machine.load(b"\xe6\x66\xf4")
         with pytest.raises(InUseError, match="stop"):
             machine.run()
 

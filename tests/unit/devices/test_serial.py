@@ -726,11 +726,51 @@ def test_a_source_that_gives_more_than_it_was_asked_for_cannot_overrun_the_fifo(
 
 
 def test_polling_brings_input_in_and_raises_the_interrupt_of_a_guest_that_does_not_look() -> None:
-    port = Port(input=Source(b"ab"))
+    typed = bytearray()
+
+    def take(limit: int) -> bytes:
+        taken = bytes(typed[:limit])
+        del typed[:limit]
+        return taken
+
+    port = Port(input=take)
     port.write(Offset.IER, Ier.ERBFI.value)
     port.write(Offset.MCR, Mcr.OUT2.value)
+    typed += b"ab"
     assert port.levels == []
     port.chip.poll()
+    assert port.levels == [True]
+
+
+def test_who_waits_for_the_interrupt_gets_what_is_there_already_and_is_told_of() -> None:
+    port = Port(input=Source(b"ab"))
+    listening: list[str] = []
+    port.chip.on_listen = lambda: listening.append("now")
+    port.write(Offset.MCR, Mcr.OUT2.value)
+    port.write(Offset.IER, Ier.ETBEI.value)
+    assert listening == []
+    port.write(Offset.IER, Ier.ERBFI.value)
+    port.write(Offset.IER, Ier.ERBFI.value)
+    assert listening == ["now"]
+    assert port.levels[-1] is True
+
+
+def test_a_handler_that_reads_one_byte_for_each_interrupt_gets_them_all() -> None:
+    port = Port(input=Source(b"abc"))
+    port.write(Offset.MCR, Mcr.OUT2.value)
+    port.write(Offset.IER, Ier.ERBFI.value)
+    received = bytearray()
+    while port.levels[-1]:
+        received.append(port.read(Offset.RBR))
+    assert received == b"abc"
+
+
+def test_input_that_came_during_loopback_arrives_after_it() -> None:
+    port = Port(input=Source(b"a"))
+    port.write(Offset.MCR, (Mcr.OUT2 | Mcr.LOOP).value)
+    port.write(Offset.IER, Ier.ERBFI.value)
+    assert port.levels == []
+    port.write(Offset.MCR, Mcr.OUT2.value)
     assert port.levels == [True]
 
 

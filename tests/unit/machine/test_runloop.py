@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -40,7 +41,18 @@ from pykvm.kvm import (
     Unknown,
     Wrmsr,
 )
-from pykvm.machine import Crashed, Halted, RunLoop, ShutdownRequested, Stop, Stopped, TimedOut
+from pykvm.machine import (
+    Breakpoint,
+    Control,
+    Crashed,
+    ExitHandlers,
+    Halted,
+    RunLoop,
+    ShutdownRequested,
+    Stop,
+    Stopped,
+    TimedOut,
+)
 from pykvm.units import Gpa
 
 
@@ -55,6 +67,11 @@ class Script:
         self.answers: list[bytes] = []
         self.refused: list[Exit] = []
         self.ticking = False
+        self.request_interrupt_window = False
+        self.ready_for_interrupt_injection = False
+        self.if_flag = False
+        self.injected: list[int] = []
+        self.nmis = self.kicks = 0
 
     def run(self) -> Exit:
         return next(self._exits)
@@ -67,6 +84,15 @@ class Script:
 
     def complete_pending(self) -> Exit | None:
         return next(self._pending, None)
+
+    def interrupt(self, vector: int) -> None:
+        self.injected.append(vector)
+
+    def nmi(self) -> None:
+        self.nmis += 1
+
+    def kick(self) -> None:
+        self.kicks += 1
 
     def start_ticks(self, first: float, interval: float) -> None:
         self.ticking = True
@@ -215,16 +241,16 @@ def test_ticks_end_with_the_run_even_when_a_device_raises() -> None:
 
 
 def test_a_stop_requested_by_a_device_ends_the_run_after_its_exit() -> None:
-    requests: list[Stop] = []
+    control = Control()
 
     class Stopper(Counter):
         def write(self, offset: int, data: bytes) -> None:
-            requests.append(Stopped())
+            control.stop(Stopped())
 
     pio = Bus("port", 1 << 16)
     pio.register(Stopper(), 0x30, 1)
     script = Script([IoOut(0x30, 1, 1, b"\x00"), Hlt()])
-    loop = RunLoop(script, pio, Bus("MMIO", 1 << 52), requested=lambda: requests.pop() if requests else None)
+    loop = RunLoop(script, pio, Bus("MMIO", 1 << 52), control=control)
     assert loop.run(None) == Stopped()
 
 
@@ -277,3 +303,171 @@ def test_a_second_ctrl_c_does_not_wait_for_a_device_that_hangs() -> None:
     pio.register(Hung(), 0x40, 1)
     with pytest.raises(KeyboardInterrupt):
         RunLoop(Script([IoIn(0x40, 1, 1)]), pio, Bus("MMIO", 1 << 52)).run(None)
+
+
+# ---- interrupts from outside the kernel ----
+
+
+class Source:
+    """An interrupt controller with a list of vectors to give."""
+
+    def __init__(self, *vectors: int) -> None:
+        self.vectors = list(vectors)
+
+    @property
+    def output(self) -> bool:
+        return bool(self.vectors)
+
+    def acknowledge(self) -> int:
+        return self.vectors.pop(0)
+
+
+class Interruptible(Script):
+    """A vCPU whose exits say, each, whether it could take an interrupt then; it records what was asked of it."""
+
+    def __init__(self, *exits: tuple[Exit, bool]) -> None:
+        super().__init__([exit for exit, _ in exits])
+        self._ready = [ready for _, ready in exits]
+        self.asked: list[tuple[bool, int]] = []  # at each entry: the window request, and how many injected so far
+
+    def run(self) -> Exit:
+        self.asked.append((self.request_interrupt_window, len(self.injected)))
+        self.ready_for_interrupt_injection = self.if_flag = self._ready.pop(0)
+        return super().run()
+
+
+def run_with(source: Source, vcpu: Interruptible, control: Control | None = None) -> Stop:
+    buses = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
+    return RunLoop(vcpu, *buses, control=control, interrupts=source).run(5)
+
+
+def test_an_interrupt_waits_for_the_window_and_the_next_one_too() -> None:
+    vcpu = Interruptible((IrqWindowOpen(), True), (IrqWindowOpen(), True), (Hlt(), False))
+    assert run_with(Source(0x20, 0x21), vcpu) == Halted()
+    assert vcpu.injected == [0x20, 0x21]
+    # The readiness of before the first entry is not trusted; after an injection the window is asked for again.
+    assert vcpu.asked == [(True, 0), (True, 1), (False, 2)]
+
+
+def test_no_window_is_asked_for_without_an_interrupt() -> None:
+    vcpu = Interruptible((BusLock(), True), (Hlt(), False))
+    run_with(Source(), vcpu)
+    assert vcpu.asked == [(False, 0), (False, 0)]
+
+
+def test_an_interrupt_is_not_injected_while_the_cpu_cannot_take_it() -> None:
+    vcpu = Interruptible((BusLock(), False), (BusLock(), False), (Hlt(), False))
+    run_with(Source(0x20), vcpu)
+    assert vcpu.injected == []
+    assert vcpu.asked == [(True, 0)] * 3
+
+
+def test_hlt_with_interrupts_on_waits_and_an_interrupt_ends_it() -> None:
+    control, source = Control(), Source()
+    vcpu = Interruptible((Hlt(), True), (Hlt(), False))
+
+    def interrupt() -> None:
+        with control.lock:
+            source.vectors.append(0x20)
+            control.notify()
+
+    timer = threading.Timer(0.05, interrupt)
+    timer.start()
+    assert run_with(source, vcpu, control) == Halted()
+    timer.join()
+    assert vcpu.injected == [0x20]
+
+
+def test_hlt_with_interrupts_off_is_the_end() -> None:
+    assert run_with(Source(), Interruptible((Hlt(), False))) == Halted()
+
+
+def test_waiting_in_hlt_ends_with_the_time_limit_and_a_stop() -> None:
+    control = Control()
+    buses = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
+    loop = RunLoop(Interruptible((Hlt(), True)), *buses, control=control, interrupts=Source())
+    assert loop.run(0.01) == TimedOut(0.01)
+    control.stop(Stopped())  # it still waits: the next run does not enter the guest
+    assert loop.run(5) == Stopped()
+
+
+def test_an_nmi_wakes_from_hlt() -> None:
+    control = Control()
+    vcpu = Interruptible((Hlt(), True), (Hlt(), False))
+    loop = RunLoop(vcpu, Bus("port", 1 << 16), Bus("MMIO", 1 << 52), control=control, interrupts=Source())
+    control.attach((loop,))
+    timer = threading.Timer(0.05, lambda: control.nmi(0))
+    timer.start()
+    assert loop.run(5) == Halted()
+    timer.join()
+    assert vcpu.nmis == 1
+
+
+# ---- exits with handlers ----
+
+
+def run_with_handlers(script: Script, handlers: ExitHandlers) -> Stop:
+    return RunLoop(script, Bus("port", 1 << 16), Bus("MMIO", 1 << 52), handlers=handlers).run(5)
+
+
+def test_msr_accesses_go_to_their_handlers() -> None:
+    written: list[tuple[int, int]] = []
+    handlers = ExitHandlers(rdmsr=lambda index: index + 1, wrmsr=lambda index, value: written.append((index, value)))
+    script = Script([Rdmsr(0x1234, 0), Wrmsr(0x1234, 7, 0), Hlt()])
+    assert run_with_handlers(script, handlers) == Halted()
+    assert script.answers == [(0x1235).to_bytes(8, "little")]
+    assert written == [(0x1234, 7)]
+    assert script.refused == []
+
+
+def test_an_msr_without_a_handler_is_refused() -> None:
+    script = Script([Rdmsr(0x1234, 0), Wrmsr(0x1234, 7, 0), Hlt()])
+    run_with_handlers(script, ExitHandlers())
+    assert script.refused == [Rdmsr(0x1234, 0), Wrmsr(0x1234, 7, 0)]
+
+
+def test_a_hypercall_is_answered_with_its_handlers_value() -> None:
+    script = Script([Hypercall(12, (1, 2, 3, 4, 5, 6), 1), Hlt()])
+    run_with_handlers(script, ExitHandlers(hypercall=lambda call: sum(call.args)))
+    assert script.answers == [(21).to_bytes(8, "little")]
+
+
+def test_the_end_of_a_level_triggered_interrupt_is_passed_on() -> None:
+    ended: list[int] = []
+    run_with_handlers(Script([IoapicEoi(0x31), Hlt()]), ExitHandlers(ioapic_eoi=ended.append))
+    assert ended == [0x31]
+
+
+def test_a_full_dirty_ring_is_emptied_and_the_guest_goes_on() -> None:
+    emptied: list[str] = []
+    handlers = ExitHandlers(dirty_ring_full=lambda: emptied.append("now"))
+    assert run_with_handlers(Script([DirtyRingFull(), Hlt()]), handlers) == Halted()
+    assert emptied == ["now"]
+
+
+def test_a_debug_exit_that_was_asked_for_stops_the_run() -> None:
+    exit = Debug(1, 0x8000, 0x4000, 0x400)
+    assert run_with_handlers(Script([exit]), ExitHandlers(debugging=True)) == Breakpoint(exit)
+
+
+def test_writes_that_were_kept_back_come_before_the_exit_that_follows_them() -> None:
+    pio, order = Bus("port", 1 << 16), []
+
+    class Log(Counter):
+        def write(self, offset: int, data: bytes) -> None:
+            order.append((offset, data))
+
+    pio.register(Log(), 0x10, 4)
+    kept: list[IoOut | MmioWrite] = [IoOut(0x10, 1, 1, b"a"), IoOut(0x11, 1, 1, b"b")]
+
+    def drain() -> list[IoOut | MmioWrite]:
+        taken, kept[:] = list(kept), []
+        return taken
+
+    script = Script([IoOut(0x12, 1, 1, b"c"), Hlt()])
+    RunLoop(script, pio, Bus("MMIO", 1 << 52), handlers=ExitHandlers(drain=drain)).run(5)
+    assert order == [(0, b"a"), (1, b"b"), (2, b"c")]
+
+
+def test_a_halted_machine_in_which_nothing_can_happen_ends_at_a_tick() -> None:
+    assert run_with_handlers(Script([Intr()]), ExitHandlers(is_idle=lambda: True)) == Halted()

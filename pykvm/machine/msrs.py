@@ -1,0 +1,115 @@
+"""Model-specific registers that answer in Python: ``machine.msr``.
+
+KVM handles the MSRs it knows and refuses the others with #GP. Two switches bring an access here instead: an *unknown*
+MSR exits once KVM_CAP_X86_USER_SPACE_MSR is on, and a *known* one once the MSR filter denies it to the kernel. Both are
+set from one table, that of the handlers.
+
+See: Documentation/virt/kvm/api.rst, KVM_X86_SET_MSR_FILTER, section 7.21 (KVM_CAP_X86_USER_SPACE_MSR), and
+KVM_EXIT_X86_RDMSR. Leaves out the x2APIC's MSRs, 0x800 to 0x8ff, which no filter can deny.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import TypeVar
+
+from pykvm.errors import ConfigurationError, MsrRefusedError
+from pykvm.kvm import Cap, MsrExitReason, MsrFilterRange, Vm
+from pykvm.x86 import msr_name, parse_msr
+
+__all__ = ["MsrHandlers"]
+
+T = TypeVar("T")
+
+X2APIC = range(0x800, 0x900)
+MOST_RANGES = 16  # KVM_MSR_FILTER_MAX_RANGES
+SPAN = 0x3000  # MSRs that one range's bitmap has room for: KVM_MSR_FILTER_MAX_BITMAP_SIZE bytes
+
+
+class MsrHandlers:
+    """Who answers for which MSR. A handler may be set before the machine runs, or by another handler."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._readers: dict[int, Callable[[], int]] = {}
+        self._writers: dict[int, Callable[[int], None]] = {}
+
+    def on_read(self, msr: int | str, handler: Callable[[], int]) -> None:
+        """Let ``handler()`` say what RDMSR of ``msr``, a number or a name such as ``"IA32_TSC"``, reads: 64 bits.
+
+        It may raise MsrRefusedError: the guest takes #GP. Any other exception ends the run, and comes out of it.
+
+        Raises: ConfigurationError if KVM cannot hand this MSR over, or the host lacks MSR exits.
+        """
+        self._set(self._readers, msr, handler)
+
+    def on_write(self, msr: int | str, handler: Callable[[int], None]) -> None:
+        """Let ``handler(value)`` take what WRMSR writes to ``msr``; else as ``on_read``."""
+        self._set(self._writers, msr, handler)
+
+    def store(self, msr: int | str, value: int) -> None:
+        """Make ``msr`` a register that holds ``value`` until the guest writes another."""
+        cell = [value]
+        self.on_read(msr, lambda: cell[0])
+        self.on_write(msr, lambda new: cell.__setitem__(0, new))
+
+    # ---- what the run loop calls ----
+
+    def read(self, index: int) -> int:
+        """Return what the guest reads. Raises: MsrRefusedError; whatever the handler raises."""
+        if index not in self._readers:
+            raise MsrRefusedError(index)
+        value = self._readers[index]()
+        if not 0 <= value < 1 << 64:
+            raise ConfigurationError(f"the handler of MSR {msr_name(index)} returned {value:#x}: an MSR has 64 bits")
+        return value
+
+    def write(self, index: int, value: int) -> None:
+        """Hand over what the guest wrote. Raises: MsrRefusedError; whatever the handler raises."""
+        if index not in self._writers:
+            raise MsrRefusedError(index)
+        self._writers[index](value)
+
+    # ---- inside ----
+
+    def _set(self, table: dict[int, T], msr: int | str, handler: T) -> None:
+        index = parse_msr(msr) if isinstance(msr, str) else msr
+        if not 0 <= index < 1 << 32:
+            raise ConfigurationError(f"an MSR's number has 32 bits: {index:#x} does not fit")
+        if index in X2APIC:
+            raise ConfigurationError(f"MSR {index:#x} is the x2APIC's, which KVM hands to nobody")
+        for cap in (Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER):
+            if not self._vm.check_extension(cap):
+                raise ConfigurationError(f"this host's KVM has no MSR exits (KVM_CAP_{cap.name})")
+        before = dict(table)
+        table[index] = handler
+        try:
+            ranges = _filter(set(self._readers), set(self._writers))
+        except ConfigurationError:
+            table.clear()
+            table.update(before)
+            raise
+        reasons = MsrExitReason.UNKNOWN | MsrExitReason.INVAL | MsrExitReason.FILTER
+        self._vm.enable_cap(Cap.X86_USER_SPACE_MSR, (reasons.value,))
+        self._vm.x86_set_msr_filter(ranges)
+
+
+def _filter(readers: set[int], writers: set[int]) -> list[MsrFilterRange]:
+    """Return the ranges that deny the kernel these MSRs: a bit of 0 for each, 1 for all between them."""
+    ranges = []
+    for denied, reading in ((readers, True), (writers, False)):
+        for _, group in groupby(sorted(denied), key=lambda index: index // SPAN):
+            indices = list(group)
+            base, count = indices[0], indices[-1] - indices[0] + 1
+            bits = (1 << count) - 1
+            for index in indices:
+                bits &= ~(1 << (index - base))
+            bitmap = bits.to_bytes((count + 7) // 8, "little")
+            ranges.append(MsrFilterRange(base, bitmap, count, read=reading, write=not reading))
+    if len(ranges) > MOST_RANGES:
+        raise ConfigurationError(
+            f"the handlers' MSRs lie in {len(ranges)} ranges of {SPAN:#x}, for reading and writing: "
+            f"KVM's filter has room for {MOST_RANGES}"
+        )
+    return ranges
