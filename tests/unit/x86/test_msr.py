@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykvm.errors import ConfigurationError
@@ -59,7 +59,9 @@ def test_an_msr_can_be_named_in_any_case_without_its_prefix_or_by_number(text: s
     [
         ("IA32_EFFER", "no MSR called 'IA32_EFFER': did you mean IA32_EFER"),
         ("lstr", "did you mean IA32_LSTAR"),
-        ("", "write its number"),
+        ("", "no MSR called ''"),
+        ("qqqqqqqq", "write its number"),
+        ("9" * 5000, "write 0x10, 16 or IA32_TSC"),
         ("0x1234g", "write 0x10, 16 or IA32_TSC"),
         ("0x100000000", "has 32 bits"),
         ("-1", "has 32 bits"),
@@ -81,6 +83,7 @@ def test_what_a_name_stands_for_is_what_it_was_made_from(index: int) -> None:
     assert parse_msr(msr_name(index)) == index
 
 
+@settings(max_examples=30)  # looking for close names takes its time
 @given(st.text(max_size=30))
 def test_no_text_gives_anything_but_an_msr_or_the_error(text: str) -> None:
     try:
