@@ -48,6 +48,7 @@ from pykvm.kvm.exits import (
 )
 from pykvm.kvm.msr_filter import MsrFilterRange
 from pykvm.kvm.routing import IrqchipRoute, MsiRoute, Route
+from pykvm.kvm.stats import Statistic, StatKind, StatsFd, StatUnit
 from pykvm.kvm.structs import (
     ClockData,
     CpuidEntry,
@@ -118,6 +119,10 @@ __all__ = [
     "SetTpr",
     "Shutdown",
     "Sregs",
+    "StatKind",
+    "StatUnit",
+    "Statistic",
+    "StatsFd",
     "SystemEvent",
     "SystemEventType",
     "TprAccess",

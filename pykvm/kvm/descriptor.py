@@ -111,13 +111,14 @@ class Descriptor:
         result = lib.pykvm_ioctl_pointer(self._fd, getattr(lib, name), pointer)
         return check_error(result, name, arguments, explanation)
 
-    def enable_cap(self, cap: int, args: Sequence[int] = (), flags: int = 0) -> int:
+    def enable_cap(self, cap: int, args: Sequence[int] = (), flags: int = 0, *, explanation: Explanation = "") -> int:
         """Switch an optional capability on: KVM_ENABLE_CAP, with up to four ``args``; returns the kernel's value.
 
         It exists for VMs and vCPUs; ``cap`` is a ``Cap``, and what ``args`` mean is said in api.rst, sections 6 and 7.
+        ``explanation`` is what is known about the cause of an error.
         """
         if len(args) > 4:
             raise ConfigurationError(f"KVM_ENABLE_CAP takes at most 4 arguments, not {len(args)}")
         with kernel_values("KVM_ENABLE_CAP"):
             c = ffi.new("struct kvm_enable_cap *", {"cap": cap, "flags": flags, "args": list(args)})
-        return self._ioctl_struct("KVM_ENABLE_CAP", c, f"cap={cap!r}, args={list(args)}")
+        return self._ioctl_struct("KVM_ENABLE_CAP", c, f"cap={cap!r}, args={list(args)}", explanation)

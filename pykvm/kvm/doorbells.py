@@ -5,7 +5,7 @@ An ordinary access to a device is an exit, microseconds of it. Three ioctls spar
 denied it (KVM_X86_SET_MSR_FILTER).
 
 See: Documentation/virt/kvm/api.rst, section 4, under the ioctls' names. Leaves out: draining the queue, which
-``pykvm.kvm.coalesced`` does.
+``pykvm.kvm.vm`` does.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class VmDoorbells(Descriptor):
         """
         if size not in _IOEVENTFD_SIZES:
             raise ConfigurationError(f"KVM_IOEVENTFD watches writes of 1, 2, 4 or 8 bytes, or 0 for any, not {size}")
+        if datamatch is not None and size == 0:
+            raise ConfigurationError("KVM_IOEVENTFD: a datamatch needs a size: give the write's, 1, 2, 4 or 8")
         if datamatch is not None and not 0 <= datamatch < 1 << 8 * size:
             raise ConfigurationError(f"KVM_IOEVENTFD: a write of {size} bytes never has the value {datamatch:#x}")
         flags = lib.KVM_IOEVENTFD_FLAG_PIO if pio else 0
@@ -65,13 +67,7 @@ class VmDoorbells(Descriptor):
         self._ioctl_struct("KVM_IOEVENTFD", c, arguments, _IOEVENTFD_ERRORS)
 
     def register_coalesced_mmio(self, address: int, size: int, *, pio: bool = False) -> None:
-        """Queue the guest's writes to ``size`` bytes from ``address`` instead of exiting: KVM_REGISTER_COALESCED_MMIO.
-
-        ``pio`` makes it ports. The guest exits only when the queue is full; ``drain_coalesced()`` empties it, and is
-        due before any other exit is handled, or their order is lost.
-
-        Raises: KvmError.
-        """
+        """Say KVM_REGISTER_COALESCED_MMIO; ``Vm`` maps the queue too."""
         self._coalesced_zone("KVM_REGISTER_COALESCED_MMIO", address, size, pio)
 
     def unregister_coalesced_mmio(self, address: int, size: int, *, pio: bool = False) -> None:

@@ -117,9 +117,10 @@ class VmInterrupts(Descriptor):
         """Send a message-signalled interrupt to a local APIC: KVM_SIGNAL_MSI. From any thread.
 
         ``address`` says to whom (0xfee00000 | APIC id << 12), ``data`` which vector and how (SDM volume 3, section
-        11.11). Returns a number above 0 if it was delivered, and 0 if the guest's APIC blocked it.
+        11.11). Returns a number above 0 if it was delivered, and 0 if the APIC is switched off or there is none of that
+        id.
 
-        Raises: KvmError (EINVAL: no local APIC in the kernel; EPERM: no vCPU has that APIC id).
+        Raises: KvmError (EINVAL: no local APIC in the kernel; EPERM: no local APIC is there yet).
         """
         with kernel_values("KVM_SIGNAL_MSI"):
             high, low = split_address(address)

@@ -74,4 +74,4 @@ def _bitmap(wanted: MsrFilterRange) -> CData:
             f"{where} has {wanted.nmsrs} MSRs: its bitmap has {(wanted.nmsrs + 7) // 8} bytes, not {len(wanted.bitmap)}"
         )
     length = (len(wanted.bitmap) + _LONG - 1) // _LONG * _LONG
-    return ffi.new("uint8_t[]", wanted.bitmap.ljust(length, b"\0"))
+    return ffi.new("uint8_t[]", list(wanted.bitmap.ljust(length, b"\0")))

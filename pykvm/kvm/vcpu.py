@@ -21,6 +21,7 @@ from pykvm.kvm.constants import ExitReason
 from pykvm.kvm.descriptor import Explanation, check_error
 from pykvm.kvm.exits import Exit, Hypercall, Intr, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr, decode
 from pykvm.kvm.state import VcpuState
+from pykvm.kvm.stats import StatsSource
 
 if TYPE_CHECKING:
     from pykvm._shim import CData
@@ -36,7 +37,7 @@ _MSR_ACCESSES = (Rdmsr, Wrmsr)
 _LONGEST_TICK = 1 << 33  # seconds: what 64 bits of nanoseconds hold
 
 
-class Vcpu(VcpuState):
+class Vcpu(VcpuState, StatsSource):
     """A virtual processor. Created by ``Vm.create_vcpu``."""
 
     def __init__(self, vm: Vm, c: CData, id: int) -> None:

@@ -7,16 +7,22 @@ are ``pykvm.kvm.interrupts`` and ``pykvm.kvm.doorbells``.
 from __future__ import annotations
 
 import errno
+import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
-from pykvm.errors import ConfigurationError
+from pykvm.errors import ConfigurationError, KvmError
+from pykvm.kvm.coalesced import CoalescedRing
 from pykvm.kvm.constants import Cap, MemoryRegionFlag
 from pykvm.kvm.descriptor import check_error, kernel_values
+from pykvm.kvm.dirty import DirtyRing, logged_pages, why_no_dirty_ring
 from pykvm.kvm.doorbells import VmDoorbells
+from pykvm.kvm.exits import IoOut, MmioWrite
 from pykvm.kvm.interrupts import VmInterrupts
+from pykvm.kvm.stats import StatsSource
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.units import PAGE_SIZE, Gpa, Hva, is_aligned
 
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     from pykvm._shim import CData
 
 __all__ = ["MemorySlot", "Vm"]
+
+_RING_INSTEAD = "this VM has dirty rings instead of a log: call dirty_pages()"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +51,7 @@ class MemorySlot:
         return f"slot {self.slot} ({self.gpa:#x}-{self.gpa + self.size - 1:#x})"
 
 
-class Vm(VmInterrupts, VmDoorbells):
+class Vm(VmInterrupts, VmDoorbells, StatsSource):
     """A virtual machine. Closing it closes its vCPUs and lets go of the guest memory it was given."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
@@ -51,6 +59,11 @@ class Vm(VmInterrupts, VmDoorbells):
         self._vcpu_mmap_size = vcpu_mmap_size
         self._slots: dict[int, MemorySlot] = {}
         self._vcpus: weakref.WeakSet[Vcpu] = weakref.WeakSet()
+        self._has_coalesced_zones = False
+        self._coalesced: CoalescedRing | None = None
+        self._dirty_ring_size = 0  # bytes; 0: the VM has the dirty log
+        self._dirty_rings: list[DirtyRing] = []
+        self._dirty_lock = threading.RLock()
 
     @property
     def slots(self) -> tuple[MemorySlot, ...]:
@@ -68,7 +81,13 @@ class Vm(VmInterrupts, VmDoorbells):
             vcpu.check_idle("closed")
         for vcpu in list(self._vcpus):
             vcpu.close()
-        super().close()
+        if self._coalesced is not None:
+            self._coalesced.close()
+        with self._dirty_lock:
+            for ring in self._dirty_rings:
+                ring.close()
+            self._dirty_rings.clear()
+            super().close()
         for slot in self._slots.values():
             ffi.release(slot.pin)
         self._slots.clear()
@@ -131,7 +150,7 @@ class Vm(VmInterrupts, VmDoorbells):
     def get_dirty_log(self, slot: int) -> bytes:
         """Return KVM_GET_DIRTY_LOG: one bit a page of ``slot``, low bit first, set if written since the last call.
 
-        Raises: KvmError (ENOENT: the slot does not exist, or does not log).
+        Raises: KvmError (ENOENT: the slot does not exist, or does not log; ENXIO: the VM has dirty rings instead).
         """
         self._check_open()
         known = self._slots.get(slot)
@@ -139,9 +158,71 @@ class Vm(VmInterrupts, VmDoorbells):
         bitmap = ffi.new("uint8_t[]", max(8, (pages + 63) // 64 * 8))
         with kernel_values("KVM_GET_DIRTY_LOG"):
             log = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bitmap})
-        why = f"{known} was set without log_dirty_pages" if known else "there is no such slot"
+        missing = f"{known} was set without log_dirty_pages" if known else "there is no such slot"
+        why = {errno.ENOENT: missing, errno.EINVAL: missing, errno.ENXIO: _RING_INSTEAD}
         self._ioctl_struct("KVM_GET_DIRTY_LOG", log, f"slot={slot}", why)
         return bytes(ffi.buffer(bitmap))[: (pages + 7) // 8]
+
+    def enable_dirty_ring(self, size: int) -> None:
+        """Have each vCPU tell of written pages by a ring of ``size`` bytes: KVM_ENABLE_CAP, KVM_CAP_DIRTY_LOG_RING.
+
+        Before the first vCPU. ``size`` is a power of two, a page at least; an entry takes 16 bytes. The slots to track
+        still need ``log_dirty_pages``; KVM_GET_DIRTY_LOG is refused from then on. A full ring is the exit
+        ``DirtyRingFull``: call ``dirty_pages()`` and run on.
+
+        Raises: KvmError, with what the kernel minds about ``size``, or that it is too late.
+        """
+        most = self.check_extension(Cap.DIRTY_LOG_RING)
+        why = why_no_dirty_ring(size, most, bool(self._vcpus), self._dirty_ring_size)
+        self.enable_cap(Cap.DIRTY_LOG_RING, [size], explanation=why)
+        self._dirty_ring_size = size
+
+    def reset_dirty_rings(self) -> int:
+        """Give collected entries back to the kernel, and watch their pages again: KVM_RESET_DIRTY_RINGS.
+
+        Returns how many there were. ``dirty_pages()`` does it.
+
+        Raises: KvmError (EINVAL: no ``enable_dirty_ring()``).
+        """
+        why = {errno.EINVAL: "this VM has no dirty rings: call enable_dirty_ring() before create_vcpu()"}
+        return self._ioctl("KVM_RESET_DIRTY_RINGS", explanation=why)
+
+    def dirty_pages(self) -> Iterator[Gpa]:
+        """Return the pages the guest wrote to since the last call, in order, each once: of slots that log them.
+
+        It asks the dirty log or collects the dirty rings, whichever the VM has, and forgets what it returns. It may be
+        called while vCPUs run; the last writes of one may be in the next call's answer then, because a CPU that logs
+        writes by itself (PML) tells of them when it leaves the guest.
+
+        Raises: KvmError (ENOBUFS: a ring ran over, so that nobody knows what was written).
+        """
+        with self._dirty_lock:
+            self._check_open()
+            pages = self._pages_of_rings() if self._dirty_ring_size else self._pages_of_logs()
+        return iter(sorted(pages))
+
+    def register_coalesced_mmio(self, address: int, size: int, *, pio: bool = False) -> None:
+        """Queue the guest's writes to ``size`` bytes from ``address`` instead of exiting: KVM_REGISTER_COALESCED_MMIO.
+
+        ``pio`` makes it ports. The guest exits only when the queue is full; ``drain_coalesced()`` empties it, and is
+        due before any other exit is handled, or their order is lost.
+
+        Raises: KvmError.
+        """
+        super().register_coalesced_mmio(address, size, pio=pio)
+        self._has_coalesced_zones = True
+        for vcpu in list(self._vcpus):
+            self._map_coalesced(vcpu)
+
+    def drain_coalesced(self) -> list[IoOut | MmioWrite]:
+        """Take the writes to coalesced zones out of their queue, oldest first, as the exits they would have been.
+
+        From any thread; cheap if there are none. They came before the exit that ``run()`` returned last.
+
+        Raises: MalformedExitError if the queue makes no sense.
+        """
+        self._check_open()
+        return [] if self._coalesced is None else self._coalesced.drain()
 
     def create_vcpu(self, id: int = 0) -> Vcpu:
         """Return a new vCPU with the APIC id ``id``: KVM_CREATE_VCPU. It is in its reset state."""
@@ -151,8 +232,32 @@ class Vm(VmInterrupts, VmDoorbells):
             result = lib.pykvm_create_vcpu(self._fd, id, self._vcpu_mmap_size, c)
         check_error(result, "KVM_CREATE_VCPU", f"id={id}", _vcpu_explanation(-result))
         vcpu = Vcpu(self, c, id)
+        try:
+            if self._has_coalesced_zones:
+                self._map_coalesced(vcpu)
+            if self._dirty_ring_size:
+                with self._dirty_lock:
+                    self._dirty_rings.append(DirtyRing(vcpu.fileno(), self._dirty_ring_size))
+        except KvmError:
+            vcpu.close()
+            raise
         self._vcpus.add(vcpu)
         return vcpu
+
+    def _map_coalesced(self, vcpu: Vcpu) -> None:
+        if self._coalesced is None and not vcpu.closed:
+            self._coalesced = CoalescedRing(vcpu.fileno(), self.check_extension(Cap.COALESCED_MMIO))
+
+    def _pages_of_logs(self) -> set[Gpa]:
+        logged = [slot for slot in self.slots if MemoryRegionFlag.LOG_DIRTY_PAGES in slot.flags]
+        return {page for slot in logged for page in logged_pages(self.get_dirty_log(slot.slot), slot.gpa)}
+
+    def _pages_of_rings(self) -> set[Gpa]:
+        entries = {entry for ring in self._dirty_rings for entry in ring.harvest()}
+        # Before anybody looks at the pages: a write after that look is to be told of again.
+        self.reset_dirty_rings()
+        known = {number: slot.gpa for number, slot in self._slots.items()}  # without slots deleted meanwhile
+        return {Gpa(known[slot] + page * PAGE_SIZE) for slot, page in entries if slot in known}
 
     def _pin(self, memory: memoryview | mmap | None) -> CData:
         if memory is None:

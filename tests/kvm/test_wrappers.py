@@ -76,6 +76,8 @@ VM_IOCTLS: dict[str, Callable[[Vm], object]] = {
     "get_clock": lambda vm: vm.get_clock(),
     "set_clock": lambda vm: vm.set_clock(ClockData(0)),
     "set_boot_cpu_id": lambda vm: vm.set_boot_cpu_id(0),
+    "reset_dirty_rings": lambda vm: vm.reset_dirty_rings(),
+    "get_stats_fd": lambda vm: vm.get_stats_fd(),
 }
 VCPU_IOCTLS: dict[str, Callable[[Vcpu], object]] = {
     "run": lambda vcpu: vcpu.run(),
@@ -108,6 +110,7 @@ VCPU_IOCTLS: dict[str, Callable[[Vcpu], object]] = {
     "set_lapic": lambda vcpu: vcpu.set_lapic(bytes(1024)),
     "get_tsc_khz": lambda vcpu: vcpu.get_tsc_khz(),
     "set_tsc_khz": lambda vcpu: vcpu.set_tsc_khz(1_000_000),
+    "get_stats_fd": lambda vcpu: vcpu.get_stats_fd(),
 }
 
 # Public, but no ioctl: what a closed object says to them. None: they work, and say that it is closed.
@@ -129,6 +132,18 @@ OTHERS: dict[str, Callable[[Vcpu], object] | None] = {
     "if_flag": lambda vcpu: vcpu.if_flag,
     "cr8": lambda vcpu: vcpu.cr8,
     "apic_base": lambda vcpu: vcpu.apic_base,
+    "stats": lambda vcpu: vcpu.stats(),
+    "enable_dirty_ring": None,
+    "dirty_pages": None,
+    "drain_coalesced": None,
+}
+# The last three are a VM's alone.
+VM_OTHERS: dict[str, Callable[[Vm], object]] = {
+    "fileno": lambda vm: vm.fileno(),
+    "stats": lambda vm: vm.stats(),
+    "enable_dirty_ring": lambda vm: vm.enable_dirty_ring(1 << 16),
+    "dirty_pages": lambda vm: vm.dirty_pages(),
+    "drain_coalesced": lambda vm: vm.drain_coalesced(),
 }
 
 
@@ -218,11 +233,12 @@ def test_a_closed_kvm_says_so(kvm: Kvm, name: str) -> None:
         KVM_IOCTLS[name](kvm)
 
 
-@pytest.mark.parametrize("name", VM_IOCTLS)
+@pytest.mark.parametrize("name", [*VM_IOCTLS, *VM_OTHERS])
 def test_a_closed_vm_says_so(vm: Vm, name: str) -> None:
+    use = VM_IOCTLS.get(name) or VM_OTHERS[name]
     vm.close()
     with pytest.raises(ClosedError, match="the VM is closed"):
-        VM_IOCTLS[name](vm)
+        use(vm)
 
 
 @pytest.mark.parametrize("name", [*VCPU_IOCTLS, *(name for name, use in OTHERS.items() if use)])

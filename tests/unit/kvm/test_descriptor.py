@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from pykvm._shim import ffi
 from pykvm.errors import ClosedError, ConfigurationError, KvmError, PykvmError
-from pykvm.kvm.descriptor import Descriptor, check_error
+from pykvm.kvm.descriptor import Descriptor, check_error, fill_state
 
 
 @pytest.fixture
@@ -110,3 +111,19 @@ def test_enable_cap_takes_four_arguments_at_most(fd: int) -> None:
 def test_a_value_that_the_kernels_structure_cannot_hold_is_refused(fd: int, cap: int, argument: int) -> None:
     with Descriptor(fd, "it") as descriptor, pytest.raises(ConfigurationError, match=r"KVM_ENABLE_CAP: .*fit"):
         descriptor.enable_cap(cap, [argument])
+
+
+def test_an_explanation_may_depend_on_the_errno() -> None:
+    known = {errno.EEXIST: "there is one already"}
+    with pytest.raises(KvmError, match=r"KVM_X\(a=1\): EEXIST: there is one already"):
+        check_error(-errno.EEXIST, "KVM_X", "a=1", known)
+    with pytest.raises(KvmError, match=r"KVM_X\(a=1\): EBADF: Bad file descriptor"):
+        check_error(-errno.EBADF, "KVM_X", "a=1", known)
+
+
+def test_a_state_of_the_wrong_length_is_refused() -> None:
+    c = ffi.new("struct kvm_mp_state *")
+    fill_state(c, b"\1\0\0\0", "it")
+    assert c.mp_state == 1
+    with pytest.raises(ConfigurationError, match="it has 4 bytes, not 5"):
+        fill_state(c, bytes(5), "it")
