@@ -38,19 +38,19 @@ class CoalescedRing:
 
     def __init__(self, fd: int, page: int) -> None:
         self._pages = SharedPages(fd, page, PAGE_SIZE)
+        # SAFETY: the page is mapped until close(), which holds the lock and forgets this.
+        self._ring: CData | None = ffi.cast("struct kvm_coalesced_mmio_ring *", self._pages.start)
         self._lock = threading.Lock()
 
     def drain(self) -> list[IoOut | MmioWrite]:
         """Take every write out, oldest first. From any thread. Raises: MalformedExitError."""
         with self._lock:
-            if self._pages.closed:
-                return []
-            # SAFETY: the page is mapped as long as the lock is held; what drain() returns is copied.
-            return drain(ffi.cast("struct kvm_coalesced_mmio_ring *", self._pages.start), PAGE_SIZE)
+            return [] if self._ring is None else drain(self._ring, PAGE_SIZE)
 
     def close(self) -> None:
         """Unmap the ring; does nothing the second time."""
         with self._lock:
+            self._ring = None
             self._pages.close()
 
 

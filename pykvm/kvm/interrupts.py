@@ -21,6 +21,7 @@ import errno
 from collections.abc import Sequence
 
 from pykvm._shim import ffi, lib
+from pykvm.errors import ConfigurationError
 from pykvm.kvm.constants import ClockFlag, IrqchipId
 from pykvm.kvm.descriptor import Descriptor, check_error, fill_state, kernel_values
 from pykvm.kvm.routing import Route, routing_table, split_address
@@ -28,6 +29,7 @@ from pykvm.kvm.structs import ClockData, from_c, to_c
 
 __all__ = ["VmInterrupts"]
 
+_GSI_LIMIT = 1 << 32
 _NO_IRQCHIP = "this VM has no interrupt controller in the kernel: call create_irqchip() first, before create_vcpu()"
 _NO_PIT = "this VM has no timer in the kernel: call create_pit2() first"
 _ROUTING_ERRORS = {
@@ -95,10 +97,11 @@ class VmInterrupts(Descriptor):
 
         Raises: KvmError (ENXIO: no interrupt controller in the kernel).
         """
-        self._check_open()
-        with kernel_values("KVM_IRQ_LINE"):
-            line = ffi.new("struct kvm_irq_level *", (gsi, level))
-        # This is the way of every interrupt: words are made only for an error.
+        # This is the way of every interrupt: what only an error needs is made only for an error.
+        if self._closed or not 0 <= gsi < _GSI_LIMIT:
+            self._check_open()
+            raise ConfigurationError(f"KVM_IRQ_LINE: a gsi that fits into the kernel's structure has 32 bits: {gsi:#x}")
+        line = ffi.new("struct kvm_irq_level *", (gsi, level))
         result = lib.pykvm_ioctl_pointer(self._fd, lib.KVM_IRQ_LINE, line)
         if result < 0:
             check_error(result, "KVM_IRQ_LINE", f"gsi={gsi}, level={level}", {errno.ENXIO: _NO_IRQCHIP})

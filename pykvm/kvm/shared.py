@@ -29,7 +29,7 @@ class SharedPages:
         pointer = ffi.new("void **")
         result = lib.pykvm_map(fd, page * PAGE_SIZE, size, pointer)
         check_error(result, "mmap", f"fd={fd}, page={page}, size={size:#x}")
-        # SAFETY: ours until close(), which forgets the address; users cast it anew for each use, holding a lock.
+        # SAFETY: ours until close(), which forgets the address; users hold a lock from a look at it to its last use.
         self.start: CData = pointer[0]
         self._size = size
 

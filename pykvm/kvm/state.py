@@ -38,6 +38,10 @@ __all__ = ["VcpuState"]
 T = TypeVar("T")
 
 _LAPIC_ERRORS = {errno.EINVAL: "the kernel has no local APIC for this vCPU: call create_irqchip() before create_vcpu()"}
+_INTERRUPT_ERRORS = {
+    errno.ENXIO: "the interrupt controllers are in the kernel: use Vm.irq_line()",
+    errno.EEXIST: "an interrupt is queued already: wait until the guest takes it",
+}
 _TSC_ERRORS = {errno.EINVAL: "this host cannot scale its TSC to that speed"}
 
 
@@ -160,11 +164,15 @@ class VcpuState(Descriptor):
         return from_c(Translation, translation)
 
     def interrupt(self, vector: int) -> None:
-        """Queue the external interrupt ``vector`` (0 to 255): KVM_INTERRUPT. Not with an in-kernel irqchip (ENXIO)."""
+        """Queue the external interrupt ``vector`` (0 to 255): KVM_INTERRUPT.
+
+        Raises: ConfigurationError for another vector; KvmError (ENXIO: the controllers are in the kernel; EEXIST, with
+        the split irqchip: one is queued already).
+        """
         if not 0 <= vector <= 255:
             raise ConfigurationError(f"an interrupt vector is 0 to 255, not {vector}")
         irq = ffi.new("struct kvm_interrupt *", {"irq": vector})
-        self._ioctl_struct("KVM_INTERRUPT", irq, f"irq={vector}", "")
+        self._ioctl_struct("KVM_INTERRUPT", irq, f"irq={vector}", _INTERRUPT_ERRORS)
 
     def nmi(self) -> None:
         """Queue a non-maskable interrupt: KVM_NMI."""

@@ -256,8 +256,12 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         entries = {entry for ring in self._dirty_rings for entry in ring.harvest()}
         # Before anybody looks at the pages: a write after that look is to be told of again.
         self.reset_dirty_rings()
-        known = {number: slot.gpa for number, slot in self._slots.items()}  # without slots deleted meanwhile
-        return {Gpa(known[slot] + page * PAGE_SIZE) for slot, page in entries if slot in known}
+        slots = dict(self._slots)  # of which one may have been deleted meanwhile, or replaced by a smaller
+        return {
+            Gpa(slots[slot].gpa + page * PAGE_SIZE)
+            for slot, page in entries
+            if slot in slots and page * PAGE_SIZE < slots[slot].size
+        }
 
     def _pin(self, memory: memoryview | mmap | None) -> CData:
         if memory is None:

@@ -119,6 +119,27 @@ def test_a_line_raised_by_another_thread_wakes_a_halted_guest(guest: RealModeGue
         thread.join()
 
 
+def test_lines_may_be_raised_by_many_threads_while_the_guest_runs(guest: RealModeGuest) -> None:
+    ready(guest, 3, 4, 5, 6)
+    stop = threading.Event()
+
+    def storm(line: int) -> None:
+        pulse(guest.vm, line)
+        while not stop.is_set():
+            pulse(guest.vm, line)
+
+    threads = [threading.Thread(target=storm, args=(line,)) for line in (3, 4, 5, 6)]
+    for thread in threads:
+        thread.start()
+    wanted = {handled(line) for line in (3, 4, 5, 6)}
+    while wanted:  # the storm lasts until line 3 came through; what the others raised stays latched in the PIC
+        wanted.discard(run(guest))
+        if handled(3) not in wanted:
+            stop.set()
+    for thread in threads:
+        thread.join()
+
+
 def test_an_edge_interrupts_once_however_long_the_line_stays_up(guest: RealModeGuest) -> None:
     ready(guest, 4, 5)
     guest.vm.irq_line(4, True)
@@ -324,6 +345,19 @@ def test_a_second_irqchip_is_explained(vm: Vm) -> None:
 def test_an_irqchip_after_the_first_vcpu_is_explained(bare_vm: Vm) -> None:
     with bare_vm.create_vcpu(), pytest.raises(KvmError, match="EINVAL: only before the first vCPU"):
         bare_vm.create_irqchip()
+
+
+def test_an_interrupt_beside_the_irqchip_is_explained(guest: RealModeGuest) -> None:
+    with pytest.raises(KvmError, match=r"KVM_INTERRUPT\(irq=32\): ENXIO: the interrupt controllers are in the kernel"):
+        guest.vcpu.interrupt(0x20)
+
+
+def test_a_second_interrupt_beside_a_split_irqchip_is_explained(bare_vm: Vm) -> None:
+    bare_vm.enable_cap(Cap.SPLIT_IRQCHIP, [24])
+    with bare_vm.create_vcpu() as vcpu:
+        vcpu.interrupt(0x20)
+        with pytest.raises(KvmError, match="EEXIST: an interrupt is queued already"):
+            vcpu.interrupt(0x21)
 
 
 def test_a_split_irqchip_has_local_apics_alone(bare_vm: Vm) -> None:
