@@ -83,7 +83,9 @@ class Hardware:
         try:
             self.events = EventLoop(self._control)
             self._resources.callback(self.events.close)
+            # Before the VM, so that the memory is still there when that is closed.
             self.memory = memory if isinstance(memory, GuestMemory) else self._own(GuestMemory(memory))
+            self._screen = self._find_screen()
             self._open_kvm(irqchip, cpus, choose_cpuid)
             self.pio = Bus("port", PIO_SPACE, strict=outside.strict_io, on_unclaimed=outside.on_unclaimed)
             self.mmio = Bus("MMIO", MMIO_SPACE, strict=outside.strict_io, on_unclaimed=outside.on_unclaimed)
@@ -240,16 +242,21 @@ class Hardware:
             self.vm.enable_dirty_ring(RING_ENTRIES)
             self._handlers.dirty_ring_full = self._harvest
         self._map(self.memory)
-        self._screen = self.memory
-        if self.memory.find(layout.VGA_TEXT) is None:
-            self._screen = self._own(GuestMemory())
-            self._screen.add_ram(layout.VGA_TEXT, layout.VGA_TEXT_SIZE, "screen")
+        if self._screen is not self.memory:
             self._map(self._screen)
         self.interrupts: Interrupts = make_interrupts(irqchip, self.vm, self.events, self._on_interrupt)
         self._resources.callback(self.interrupts.close)
         self._processors = Processors(kvm, self.vm, cpus, irqchip, self._resources, choose_cpuid)
         self.vcpu = self._processors.vcpus[0]
         self.msr = MsrHandlers(self.vm)
+
+    def _find_screen(self) -> GuestMemory:
+        """Return the memory that holds the screen: guest memory, or one of its own if guest memory ends below."""
+        if self.memory.find(layout.VGA_TEXT) is not None:
+            return self.memory
+        screen = self._own(GuestMemory())
+        screen.add_ram(layout.VGA_TEXT, layout.VGA_TEXT_SIZE, "screen")
+        return screen
 
     def _map(self, memory: GuestMemory) -> None:
         for slot, region in enumerate(memory.regions, start=len(self.vm.slots)):

@@ -162,11 +162,11 @@ def test_a_guest_that_cannot_start_so_is_explained(options: list[str], words: st
 
 
 def test_what_pykvm_says_never_mixes_with_what_the_guest_says() -> None:
-    ran = pykvm("run", write_guest(b"\xe6\x60", READY, b"\xe4\x61", HLT))  # out %al, $0x60; ...; in $0x61, %al
+    ran = pykvm("run", write_guest(b"\xe6\x66", READY, b"\xe4\x67", HLT))  # out %al, $0x66; ...; in $0x67, %al
     assert ran.stdout == b"R\n"
     assert ran.stderr.decode().splitlines() == [
-        "pykvm: nothing is at port 0x60: a write to it (1 byte) is lost",
-        "pykvm: nothing is at port 0x61: a read from it (1 byte) gives all ones",
+        "pykvm: nothing is at port 0x66: a write to it (1 byte) is lost",
+        "pykvm: nothing is at port 0x67: a read from it (1 byte) gives all ones",
     ]
 
 
