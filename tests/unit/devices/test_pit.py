@@ -217,6 +217,14 @@ def test_mode_0_stops_at_the_first_byte_of_a_new_count_and_goes_on_with_the_seco
     assert pc.watch(4) == ("LLLH", [3, 2, 1, 0])
 
 
+def test_mode_0_does_not_load_a_count_of_which_another_one_has_begun_to_take_the_place() -> None:
+    pc = Pc()
+    pc.program(Mode.INTERRUPT_ON_TERMINAL_COUNT)
+    pc.load(2)
+    pc.write(5)
+    assert pc.watch(4) == ("LLLL", [0, 0, 0, 0])
+
+
 # ---- mode 1: hardware retriggerable one-shot ----
 
 
@@ -327,6 +335,15 @@ def test_mode_3_begins_again_high_after_gate_was_low() -> None:
     pc.gate(False)
     assert pc.out
     pc.gate(True)
+    assert pc.watch(5) == ("HHLLH", [4, 2, 4, 2, 4])
+
+
+def test_mode_3_takes_a_new_count_after_the_forbidden_1_as_a_whole_cycle() -> None:
+    pc = Pc()
+    pc.program(Mode.SQUARE_WAVE)
+    pc.load(1)
+    pc.tick(3)
+    pc.load(4)
     assert pc.watch(5) == ("HHLLH", [4, 2, 4, 2, 4])
 
 
@@ -494,6 +511,16 @@ def test_a_strobe_makes_an_edge_at_its_end() -> None:
     pc.load(1000, 0)
     pc.goto(200_000)
     assert pc.edges == [1002]
+
+
+def test_a_count_written_during_the_strobe_ends_it() -> None:
+    pc = Pc()
+    pc.program(Mode.SOFTWARE_STROBE, counter=0)
+    pc.load(1000, 0)
+    pc.goto(1001)
+    pc.load(1000, 0)
+    pc.goto(200_000)
+    assert pc.edges == [1002, 2003]
 
 
 @pytest.mark.parametrize("mode", [Mode.ONE_SHOT, Mode.HARDWARE_STROBE])
