@@ -28,7 +28,7 @@ from pykvm.machine.processors import Processors
 from pykvm.machine.runloop import ExitHandlers, RunLoop
 from pykvm.machine.stop import DebugExitWritten, PoweredOff, ResetRequested
 from pykvm.memory import GuestMemory, layout
-from pykvm.units import Gpa
+from pykvm.units import Gpa, MiB
 from pykvm.x86 import Cpuid, HardwareBreakpoint, encode_breakpoints
 
 __all__ = ["DirtyTracking", "Hardware", "Outside", "to_dirty"]
@@ -36,7 +36,7 @@ __all__ = ["DirtyTracking", "Hardware", "Outside", "to_dirty"]
 PIO_SPACE = 1 << 16
 MMIO_SPACE = 1 << 52  # the widest guest-physical address that x86 allows (MAXPHYADDR)
 S3 = 3
-RING_ENTRIES = 4096  # of a dirty ring: pages that can get dirty between two exits
+RING_SIZE = MiB  # bytes of each vCPU's dirty ring, for 65536 pages that get dirty between two exits
 
 
 class DirtyTracking(enum.Enum):
@@ -239,7 +239,7 @@ class Hardware:
         if self.vm.check_extension(Cap.SET_TSS_ADDR):
             self.vm.set_tss_addr(layout.TSS_REGION)
         if self._dirty is DirtyTracking.RING:
-            self.vm.enable_dirty_ring(RING_ENTRIES)
+            self.vm.enable_dirty_ring(RING_SIZE)
             self._handlers.dirty_ring_full = self._harvest
         self._map(self.memory)
         if self._screen is not self.memory:
