@@ -34,10 +34,10 @@ class LastExits:
 
     def exit(self, vcpu: int, exit: Exit) -> None:
         """Keep ``exit``."""
-        kept = self._exits.get(vcpu)
-        if kept is None:
-            kept = self._exits[vcpu] = deque(maxlen=self._limit)
-        kept.append(exit)
+        try:
+            self._exits[vcpu].append(exit)
+        except KeyError:
+            self._exits[vcpu] = deque([exit], self._limit)
         self.count += 1
 
     def tick(self) -> None:

@@ -268,7 +268,8 @@ class RunLoop:
 
     def _loop(self, tick: Callable[[], Stop | None] | None) -> Stop:
         vcpu, control, handlers, lock = self._vcpu, self._control, self._handlers, self._control.lock
-        run, handle, note = vcpu.run, self.handle, self._note
+        run, handle, id = vcpu.run, self.handle, vcpu.id
+        observe = tuple(observer.exit for observer in self._observers)
         injects = self._interrupts is not None
         entered = False  # ready_for_interrupt_injection is as of the last exit: not to be trusted before the first
         while True:
@@ -291,7 +292,8 @@ class RunLoop:
                 stop = tick() if tick is not None else None
             else:
                 with lock:
-                    note(exit)
+                    for note in observe:
+                        note(id, exit)
                     stop = handle(exit)
             if stop is not None:
                 return stop
