@@ -104,6 +104,12 @@ class Control:
             self._settle()
 
     @property
+    def is_running(self) -> bool:
+        """Return whether a thread runs a vCPU, and is not parked by ``pause()``."""
+        with self.lock:
+            return bool(self._threads) and not (self._paused and self._parked == len(self._threads))
+
+    @property
     def is_paused(self) -> bool:
         """Return whether ``pause()`` is in force."""
         return self._paused

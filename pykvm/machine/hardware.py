@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from pykvm.boot import Image, acpi_tables, mp_table, wake_vector
 from pykvm.devices import Bus, Serial, Unclaimed, Vga
-from pykvm.errors import ClosedError, ConfigurationError
-from pykvm.kvm import Cap, GuestDebugControl, Hypercall, Kvm, Vcpu
+from pykvm.errors import ClosedError, ConfigurationError, InUseError
+from pykvm.kvm import Cap, Hypercall, Kvm, Vcpu
 from pykvm.machine.board import Board, Wishes
 from pykvm.machine.control import Control
+from pykvm.machine.debugger import Debugger
 from pykvm.machine.events import EventLoop
 from pykvm.machine.interrupts import Interrupts, IrqchipKind, make_interrupts
 from pykvm.machine.msrs import MsrHandlers
@@ -29,7 +30,7 @@ from pykvm.machine.runloop import ExitHandlers, RunLoop
 from pykvm.machine.stop import DebugExitWritten, PoweredOff, ResetRequested
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import Gpa, MiB
-from pykvm.x86 import Cpuid, HardwareBreakpoint, encode_breakpoints
+from pykvm.x86 import Cpuid, HardwareBreakpoint
 
 __all__ = ["DirtyTracking", "Hardware", "Outside", "to_dirty"]
 
@@ -74,7 +75,6 @@ class Hardware:
     ) -> None:
         self._dirty = dirty
         self._harvested: set[Gpa] = set()  # dirty pages that had to be taken out of a full ring
-        self._debugged: frozenset[int] = frozenset()
         self._hypercalls: dict[int, Callable[[Hypercall], int]] = {}
         self._control = Control()
         self._handlers = ExitHandlers()
@@ -136,26 +136,22 @@ class Hardware:
     def debug(self, *breakpoints: HardwareBreakpoint, step: bool = False, cpu: int = 0) -> None:
         """Stop ``cpu`` at up to four ``breakpoints`` and watchpoints, and with ``step`` after every instruction.
 
-        ``run()`` then ends with ``Breakpoint``, and can be called again. With no arguments nothing stops it any more.
-        The guest's own debug registers have no effect meanwhile.
+        ``run()`` then ends with ``Breakpoint``, and can be called again: it goes on from there. With no arguments
+        nothing stops it any more. There is no stop after an instruction that exits, such as OUT, and where
+        ``pykvm doctor --probe`` says so (single-step-hlt) a CPU that is stepped runs past HLT. The guest's own debug
+        registers have no effect meanwhile.
 
-        Raises: ConfigurationError for more than the CPU has or misaligned ones; InUseError while it runs.
+        Raises: ConfigurationError for more than the CPU has or misaligned ones; InUseError while the machine runs.
         """
         self._check_open()
         self._check_cpu(cpu)
-        control = GuestDebugControl(0)
-        if breakpoints:
-            control |= GuestDebugControl.USE_HW_BP
-        if step:
-            control |= GuestDebugControl.SINGLESTEP
-        if control:
-            control |= GuestDebugControl.ENABLE
-        self.vcpus[cpu].set_guest_debug(control, encode_breakpoints(breakpoints))
-        self._debugged = (self._debugged | {cpu}) if control else (self._debugged - {cpu})
-        self._handlers.debugging = bool(self._debugged)
+        self._check_still("given breakpoints", cpu)
+        self._debugger.watch(cpu, breakpoints, step)
 
     def on_hypercall(self, nr: int, handler: Callable[[Hypercall], int]) -> None:
-        """Let ``handler`` answer the hypercall ``nr`` with the guest's RAX; KVM offers this for some of its own.
+        """Let ``handler`` answer the hypercall ``nr`` with the guest's RAX, or an errno below 0.
+
+        KVM offers this for some of its own.
 
         Raises: ConfigurationError if this host's KVM does not hand ``nr`` over.
         """
@@ -166,7 +162,7 @@ class Hardware:
             raise ConfigurationError(f"this host's KVM does not hand hypercall {nr} over; it does: {numbers}")
         self._hypercalls[nr] = handler
         self.vm.enable_cap(Cap.EXIT_HYPERCALL, (sum(1 << known for known in self._hypercalls),))
-        self._handlers.hypercall = lambda call: self._hypercalls[call.nr](call)
+        self._handlers.hypercall = lambda call: self._hypercalls[call.nr](call) % (1 << 64)  # an errno is below 0
 
     def coalesce(self, address: int, size: int, *, pio: bool = False) -> None:
         """Let KVM keep back writes to ``size`` ports or bytes from ``address`` on, without an exit for each.
@@ -212,18 +208,17 @@ class Hardware:
         watch.arm()
 
     def dirty_pages(self) -> Iterator[Gpa]:
-        """Yield the pages that the guest wrote since the last call, lowest first, if ``dirty`` was asked for.
+        """Return the pages that the guest wrote since the last call, lowest first, if ``dirty`` was asked for.
 
         Raises: ConfigurationError if it was not; InUseError while the guest runs.
         """
         self._check_open()
         if self._dirty is None:
             raise ConfigurationError('nobody keeps track of dirty pages: Machine(dirty="log") or "ring"')
-        for vcpu in self.vcpus:
-            vcpu.check_idle("asked for dirty pages")
+        self._check_still("asked for dirty pages", *range(len(self.vcpus)))
         pages = self._harvested.union(self.vm.dirty_pages())
         self._harvested = set()
-        yield from sorted(pages)
+        return iter(sorted(pages))
 
     # ---- inside ----
 
@@ -249,6 +244,8 @@ class Hardware:
         self._processors = Processors(kvm, self.vm, cpus, irqchip, self._resources, choose_cpuid)
         self.vcpu = self._processors.vcpus[0]
         self.msr = MsrHandlers(self.vm)
+        self._debugger = Debugger(self.vcpus)
+        self._handlers.debug = self._debugger.on_debug
 
     def _find_screen(self) -> GuestMemory:
         """Return the memory that holds the screen: guest memory, or one of its own if guest memory ends below."""
@@ -335,6 +332,13 @@ class Hardware:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this machine is closed: create a new one")
+
+    def _check_still(self, purpose: str, *cpus: int) -> None:
+        """Raise InUseError if one of ``cpus`` may be in KVM_RUN: a run is under way and neither paused nor ours."""
+        if self._control.is_running and self._control.current_cpu() is None:
+            raise InUseError(f"this machine runs and cannot be {purpose}: pause() or stop() it first")
+        for cpu in cpus:
+            self.vcpus[cpu].check_idle(purpose)
 
     def _check_cpu(self, cpu: int) -> None:
         if not 0 <= cpu < len(self.vcpus):

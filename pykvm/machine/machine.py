@@ -26,7 +26,7 @@ from pykvm.machine.output import OutputLog
 from pykvm.machine.report import Scene, report
 from pykvm.machine.result import CpuResult, RunResult
 from pykvm.machine.runloop import RunLoop
-from pykvm.machine.stop import Crashed, Interrupted, Stop, Stopped, TimedOut
+from pykvm.machine.stop import Breakpoint, Crashed, Interrupted, Stop, Stopped, TimedOut
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import GiB, format_size
 from pykvm.x86 import Cpuid, CpuState, Mode, format_registers, set_up, to_mode
@@ -118,6 +118,7 @@ class Machine(Hardware):
         Raises: ConfigurationError that says in words why KVM refuses them.
         """
         self._check_open()
+        self._debugger.forget_stops()
         self._processors.park_others()
         self._processors.set_state(state)
         for loop in self._loops:
@@ -139,8 +140,11 @@ class Machine(Hardware):
         self._runner = threading.get_ident()
         before, start = self._last_exits.count, time.perf_counter()
         try:
+            self._debugger.go_on()
             with self.events.running():
                 stop, cpu = self._run_cpus(timeout)
+            if isinstance(stop, Breakpoint):
+                self._debugger.stopped(cpu, stop.exit)
             return self.result(stop, self._last_exits.count - before, time.perf_counter() - start, cpu)
         finally:
             self._runner = None

@@ -50,7 +50,7 @@ from pykvm.kvm import (
 )
 from pykvm.machine.control import TICK, Control
 from pykvm.machine.observer import Observer
-from pykvm.machine.stop import Breakpoint, Crashed, Halted, ShutdownRequested, Stop, TimedOut
+from pykvm.machine.stop import Crashed, Halted, ShutdownRequested, Stop, TimedOut
 
 __all__ = ["DeferredInterrupt", "ExitHandlers", "InterruptSource", "RunLoop", "VcpuProtocol"]
 
@@ -129,6 +129,7 @@ class ExitHandlers:
     """What to do at the exits that are not for a device on a bus.
 
     ``rdmsr(index)`` and ``wrmsr(index, value)`` raise MsrRefusedError for #GP. ``hypercall`` returns the guest's RAX;
+    ``debug`` why a breakpoint or step of a vCPU ends the run, or None to go on;
     ``drain`` the writes that KVM has kept back in a coalesced zone, oldest first; ``is_idle`` whether, vCPU 0 being
     halted with interrupts off, no other vCPU can do anything either. None: nobody asked for such exits.
     """
@@ -140,7 +141,7 @@ class ExitHandlers:
     dirty_ring_full: Callable[[], None] | None = None
     drain: Callable[[], Sequence[IoOut | MmioWrite]] | None = None
     is_idle: Callable[[], bool] | None = None
-    debugging: bool = False
+    debug: Callable[[int, Debug], Stop | None] | None = None
 
 
 class RunLoop:
@@ -254,8 +255,8 @@ class RunLoop:
                 self._handlers.ioapic_eoi(exit.vector)
             case DirtyRingFull() if self._handlers.dirty_ring_full is not None:
                 self._handlers.dirty_ring_full()
-            case Debug() if self._handlers.debugging:
-                return Breakpoint(exit)
+            case Debug() if self._handlers.debug is not None:
+                return self._handlers.debug(self._vcpu.id, exit)
             case Shutdown() | FailEntry() | InternalError() | MemoryFault() | SystemEvent() | Unknown():
                 return Crashed(exit)
             case Debug() | ExceptionExit() | Hypercall() | Notify() | DirtyRingFull():

@@ -447,7 +447,7 @@ def test_a_full_dirty_ring_is_emptied_and_the_guest_goes_on() -> None:
 
 def test_a_debug_exit_that_was_asked_for_stops_the_run() -> None:
     exit = Debug(1, 0x8000, 0x4000, 0x400)
-    assert run_with_handlers(Script([exit]), ExitHandlers(debugging=True)) == Breakpoint(exit)
+    assert run_with_handlers(Script([exit]), ExitHandlers(debug=lambda cpu, exit: Breakpoint(exit))) == Breakpoint(exit)
 
 
 def test_writes_that_were_kept_back_come_before_the_exit_that_follows_them() -> None:
