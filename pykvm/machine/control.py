@@ -126,12 +126,22 @@ class Control:
             self._asleep, self._wake_up = True, None
             self._request()
 
-    def wake(self, prepare: Callable[[], None]) -> None:
-        """End ``sleep()``: vCPU 0's thread calls ``prepare`` once all are parked, then they go on."""
+    def wake(self, prepare: Callable[[], None]) -> bool:
+        """End ``sleep()``: vCPU 0's thread calls ``prepare`` once all are parked, then they go on.
+
+        Returns whether there was a sleep to end.
+        """
         with self.lock:
             if self._asleep:
                 self._wake_up = prepare
                 self._settle()
+            return self._asleep
+
+    def forget_sleep(self) -> None:
+        """End ``sleep()`` without more ado: the vCPUs start anew."""
+        with self.lock:
+            self._asleep, self._wake_up = False, None
+            self._settle()
 
     def notify(self) -> None:
         """Wake whoever waits in ``wait()``. The lock is held."""
@@ -173,10 +183,10 @@ class Control:
                     self._nmis.discard(vcpu.id)
                     vcpu.nmi()
                 self._try_to_wake(vcpu)
-                if self._stop is not None or self._error is not None or not self._must_park(vcpu):
+                if not self._must_park(vcpu):
                     self._settle()
                     return self._reason()
-                self._park(None if tick is None else TICK)
+                self._park(vcpu, None if tick is None else TICK)
             if tick is not None:
                 stop = tick()
                 if stop is not None:
@@ -187,9 +197,9 @@ class Control:
         """Keep every other vCPU out of KVM_RUN meanwhile. Called by the thread that runs ``vcpu``."""
         with self.lock:
             self._holder = vcpu.id
-            self._request()
-            self._changed.wait_for(lambda: self._parked >= len(self._threads) - 1)
             try:
+                self._request()
+                self._changed.wait_for(lambda: self._parked >= len(self._threads) - 1)
                 yield
             finally:
                 self._holder = None
@@ -222,18 +232,25 @@ class Control:
         self._changed.notify_all()
 
     def _must_park(self, vcpu: Kickable) -> bool:
+        if self._stop is not None or self._error is not None:
+            return False
         return self._paused or self._asleep or (self._holder is not None and self._holder != vcpu.id)
 
-    def _park(self, timeout: float | None) -> None:
+    def _park(self, vcpu: Kickable, timeout: float | None) -> None:
         self._parked += 1
         self._changed.notify_all()
         try:
-            self._changed.wait(timeout)
+            # Not every notice is for this vCPU, and those that wake up for one and park again would wake each other.
+            self._changed.wait_for(lambda: not self._must_park(vcpu) or self._can_wake(vcpu, parked=1), timeout)
         finally:
             self._parked -= 1
 
+    def _can_wake(self, vcpu: Kickable, parked: int) -> bool:
+        """Return whether ``vcpu``, ``parked`` of which is parked, is the one to end ``sleep()``, and all are."""
+        return self._wake_up is not None and vcpu.id == 0 and self._parked == len(self._threads) - 1 + parked
+
     def _try_to_wake(self, vcpu: Kickable) -> None:
-        if self._wake_up is not None and vcpu.id == 0 and self._parked == len(self._threads) - 1:
+        if self._wake_up is not None and self._can_wake(vcpu, parked=0):
             prepare, self._wake_up = self._wake_up, None
             self._asleep = False
             prepare()
