@@ -16,6 +16,7 @@ Leaves out what each sub-command does.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -27,7 +28,7 @@ from pykvm.errors import KvmError, KvmUnavailableError, PykvmError
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-__all__ = ["main", "make_parser"]
+__all__ = ["entry", "main", "make_parser"]
 
 WRONG_USE = 2
 UNAVAILABLE = 69
@@ -47,6 +48,20 @@ exit status:
   130       interrupted with Ctrl-C, or quit with Ctrl-A x
   141       whoever read stdout went away
 """
+
+
+def entry() -> int:
+    """Run the process's own command line; the process is about to end, and with the status that this returns.
+
+    After Ctrl-C nobody listens to another one: it would find Python tidying up, and take the status away.
+    """
+    try:
+        status = main()
+    except KeyboardInterrupt:  # another one, while the first was being answered
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,4 +136,4 @@ def _complain(message: str, advice: str = "", *, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

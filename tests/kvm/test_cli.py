@@ -16,7 +16,7 @@ import pytest
 # A shell's background job ignores Ctrl-C, and so would its children: these do not.
 PYKVM = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from pykvm.cli.main import main; sys.exit(main())"
+    "from pykvm.cli.main import entry; sys.exit(entry())"
 )
 ENVIRONMENT = os.environ | {"PYTHONWARNINGS": "error"}
 

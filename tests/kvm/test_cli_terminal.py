@@ -22,7 +22,7 @@ import pytest
 PYKVM = (
     "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from pykvm.cli.main import main; sys.exit(main())"
+    "from pykvm.cli.main import entry; sys.exit(entry())"
 )
 ENVIRONMENT = os.environ | {"PYTHONWARNINGS": "error"}
 
