@@ -76,6 +76,11 @@ class EventLoop:
                 self._look_again()
             return alarm
 
+    @property
+    def is_calling(self) -> bool:
+        """Return whether the calling thread is the event loop's own: it is inside a callback."""
+        return self._thread is threading.current_thread()
+
     # ---- descriptors ----
 
     def watch(self, fd: int, callback: Callable[[], None]) -> Watch:

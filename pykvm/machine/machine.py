@@ -7,6 +7,7 @@ both. Leaves out so far: snapshots.
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import threading
 import time
@@ -17,15 +18,16 @@ from typing import Self
 
 from pykvm.boot import Image, flat_image, open_image
 from pykvm.devices import Unclaimed
-from pykvm.errors import ConfigurationError, GuestMemoryError, ImageError, InUseError
+from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
 from pykvm.kvm import Regs
+from pykvm.machine.control import TICK
 from pykvm.machine.hardware import Hardware, Outside, to_dirty
 from pykvm.machine.interrupts import IrqchipKind, to_irqchip
 from pykvm.machine.observer import LastExits, Observer
 from pykvm.machine.output import OutputLog
 from pykvm.machine.report import Scene, report
 from pykvm.machine.result import CpuResult, RunResult
-from pykvm.machine.runloop import RunLoop
+from pykvm.machine.runloop import DeferredInterrupt, RunLoop
 from pykvm.machine.stop import Breakpoint, Crashed, Interrupted, Stop, Stopped, TimedOut
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import GiB, format_size
@@ -118,6 +120,7 @@ class Machine(Hardware):
         Raises: ConfigurationError that says in words why KVM refuses them.
         """
         self._check_open()
+        self._control.forget_sleep()
         self._debugger.forget_stops()
         self._processors.park_others()
         self._processors.set_state(state)
@@ -134,21 +137,16 @@ class Machine(Hardware):
         Raises: what a device, an observer or a handler raises, with a note on where the guest was; InUseError if
         another thread is running it.
         """
-        self._check_open()
-        if not self._run_lock.acquire(blocking=False):
-            raise InUseError("this machine is running on another thread: stop() it first")
-        self._runner = threading.get_ident()
-        before, start = self._last_exits.count, time.perf_counter()
-        try:
-            self._debugger.go_on()
-            with self.events.running():
-                stop, cpu = self._run_cpus(timeout)
-            if isinstance(stop, Breakpoint):
-                self._debugger.stopped(cpu, stop.exit)
-            return self.result(stop, self._last_exits.count - before, time.perf_counter() - start, cpu)
-        finally:
-            self._runner = None
-            self._run_lock.release()
+        # Whatever is between the first thread's start and the last one's end, Ctrl-C must not break into it.
+        with DeferredInterrupt() as ctrl_c:
+            if not self._run_lock.acquire(blocking=False):
+                raise InUseError("this machine is running on another thread: stop() it first")
+            try:
+                self._runner = threading.get_ident()
+                return self._run(timeout, ctrl_c)
+            finally:
+                self._runner = None
+                self._run_lock.release()
 
     def stop(self) -> None:
         """Make the ``run()`` under way, or else the next one, end with ``Stopped``. From any thread or device."""
@@ -164,9 +162,10 @@ class Machine(Hardware):
         Raises: InUseError when called from inside the run, by a device, an observer or a handler.
         """
         self._check_open()
-        self._control.pause()
         with self.lock:
-            self.events.stand_still()
+            self._control.pause()
+            if self._control.is_paused:  # nobody has called resume() meanwhile
+                self.events.stand_still()
 
     def resume(self) -> None:
         """End ``pause()``; does nothing if there is none. From any thread."""
@@ -214,13 +213,14 @@ class Machine(Hardware):
         """
         if self._closed:
             return
-        if self._runner == threading.get_ident() or self._control.current_cpu() is not None:
+        if self._runner == threading.get_ident() or self._control.current_cpu() is not None or self.events.is_calling:
             raise InUseError("this machine is running: stop() it, and close it when run() has returned")
-        if self._run_lock.locked():
-            self.stop()
-        with self._run_lock:
+        self._stop_and_lock()
+        try:
             self._closed = True
             self._resources.close()
+        finally:
+            self._run_lock.release()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -267,28 +267,55 @@ class Machine(Hardware):
         )
         self._control.attach(self._loops)
 
-    def _run_cpus(self, timeout: float | None) -> tuple[Stop, int]:
+    def _run(self, timeout: float | None, ctrl_c: DeferredInterrupt) -> RunResult:
+        self._check_open()
+        before, start = self._last_exits.count, time.perf_counter()
+        self._debugger.go_on()
+        with self.events.running():
+            stop, cpu = self._run_cpus(timeout, ctrl_c)
+        if isinstance(stop, Breakpoint):
+            self._debugger.stopped(cpu, stop.exit)
+        return self.result(stop, self._last_exits.count - before, time.perf_counter() - start, cpu)
+
+    def _run_cpus(self, timeout: float | None, ctrl_c: DeferredInterrupt) -> tuple[Stop, int]:
         """Run each vCPU on a thread of its own, the first on this one; return the stop, and whose doing it was."""
-        first, *others = self._loops
-        threads = [
-            threading.Thread(target=self._run_one, args=(loop, loop.run_beside), name=f"pykvm vCPU {loop.id}")
-            for loop in others
-        ]
-        for thread in threads:
-            thread.start()
-        self._run_one(first, lambda: first.run(timeout))
+        first = self._loops[0]
+        threads = self._start_others()
+        self._run_one(first, lambda: first.run(timeout, ctrl_c))
         for thread in threads:
             thread.join()
         stop, cpu = self._control.take() or (Stopped(), None)
         return stop, cpu or 0
 
+    def _start_others(self) -> list[threading.Thread]:
+        threads: list[threading.Thread] = []
+        try:
+            for loop in self._loops[1:]:
+                name = f"pykvm vCPU {loop.id}"
+                thread = threading.Thread(target=self._run_one, args=(loop, loop.run_beside), name=name)
+                thread.start()
+                threads.append(thread)
+        except RuntimeError as error:  # the host has no more threads: those that have begun must end
+            self._control.fail(error)
+        return threads
+
     def _run_one(self, loop: RunLoop, run: Callable[[], Stop]) -> None:
         try:
             self._control.stop(run(), loop.id)
         except BaseException as error:
-            if isinstance(error, Exception):
-                error.add_note(self._where(loop))
             self._control.fail(error)
+            if isinstance(error, Exception):
+                with contextlib.suppress(PykvmError):  # what cannot be read is not worth losing the error for
+                    error.add_note(self._where(loop))
+
+    def _stop_and_lock(self) -> None:
+        """Have no run any more from now on: a run under way is stopped, and one that begins meanwhile too."""
+        while True:
+            if self._run_lock.locked():
+                with contextlib.suppress(ClosedError):  # by another thread
+                    self.stop()
+            if self._run_lock.acquire(timeout=TICK):
+                return
 
     def _where(self, loop: RunLoop) -> str:
         vcpu = self.vcpus[loop.id]
@@ -298,7 +325,7 @@ class Machine(Hardware):
     def _look_at(self, loop: RunLoop, stop: Stop | None) -> CpuResult:
         loop.settle()
         vcpu = self.vcpus[loop.id]
-        activity = self._processors.activity(vcpu)
+        activity = "halted" if loop.is_halted else self._processors.activity(vcpu)
         return CpuResult(loop.id, stop, activity, vcpu.get_regs(), vcpu.get_sregs())
 
     def _is_idle(self) -> bool:

@@ -89,7 +89,9 @@ class Processors:
     def is_asleep(self, vcpu: Vcpu) -> bool:
         """Return whether ``vcpu`` does nothing before another vCPU, or an NMI, wakes it."""
         state = vcpu.get_mp_state().mp_state
-        return state in WAITS_FOR_ANOTHER or (state == MpStateValue.HALTED and not vcpu.if_flag)
+        if state in WAITS_FOR_ANOTHER:
+            return True
+        return state == MpStateValue.HALTED and not vcpu.if_flag and not vcpu.get_vcpu_events().nmi.pending
 
     # ---- inside ----
 

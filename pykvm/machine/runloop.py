@@ -17,6 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, Self
@@ -194,8 +195,15 @@ class RunLoop:
         """Forget that the vCPU is halted: its registers were set anew."""
         self._halted = False
 
-    def run(self, timeout: float | None) -> Stop:
+    @property
+    def is_halted(self) -> bool:
+        """Return whether the vCPU waits here, outside the kernel, for what ends its HLT."""
+        return self._halted
+
+    def run(self, timeout: float | None, ctrl_c: DeferredInterrupt | None = None) -> Stop:
         """Run until the guest stops, a stop is requested, or ``timeout`` seconds (None: no limit) have passed.
+
+        ``ctrl_c`` is who puts Ctrl-C off for the caller, if it is to be for longer than this call.
 
         Raises: ConfigurationError if ``timeout`` is no time; whatever a device raises.
         """
@@ -206,7 +214,7 @@ class RunLoop:
         interval = _tick_interval(timeout)
         self._vcpu.start_ticks(interval, interval)
         try:
-            with DeferredInterrupt() as self._ctrl_c, self._control.running(self):
+            with nullcontext(ctrl_c) if ctrl_c else DeferredInterrupt() as self._ctrl_c, self._control.running(self):
                 return self._loop(self._tick)
         finally:
             self._vcpu.stop_ticks()
