@@ -228,6 +228,10 @@ class PicAgainstModel(RuleBasedStateMachine):
     def write_data(self, number: int, value: int) -> None:
         self.write(number, 1, bytes((value,)))
 
+    @rule(number=numbers)
+    def mask_what_is_in_service(self, number: int) -> None:
+        self.write_data(number, as_byte(self.model.chips[number].service))
+
     @rule(number=numbers, value=masks)
     def write_elcr(self, number: int, value: int) -> None:
         self.pair.elcr.write(number, bytes((value,)))
