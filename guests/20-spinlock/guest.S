@@ -54,36 +54,26 @@ ready:
         cli
         hlt                                     # done
 
-/* Add 1 to the total, EACH times, and say so. Every CPU runs this. Changes RAX, RCX. */
+/*
+ * Add 1 to the total, EACH times, and say so. Every CPU runs this. Bit 0 of `spinlock` is set while somebody is between
+ * `locked` and the release; whoever sets it finds out, in the same step, whether it was clear. Changes RCX.
+ */
 count:
         mov     $EACH, %ecx
-again:
-        call    acquire
-        mov     total, %eax                     # read, add, write: three steps that must not mix with another CPU's
-        inc     %eax
-        mov     %eax, total
-        call    release
-        dec     %ecx
-        jnz     again
-        lock incl finished
-        ret
-
-/* Return once the lock is ours. Changes RAX. */
 acquire:
-        mov     $1, %eax
-        xchg    %eax, spinlock                  # write 1 and get what was there, as one step
-        test    %eax, %eax
-        jnz     held
-        ret                                     # it was 0: now it is ours
+        lock btsl $0, spinlock                  # the carry flag = bit 0; bit 0 = 1. One step, for all CPUs
+        jnc     locked                          # it was clear: the lock is ours
 held:
         pause                                   # somebody has it: look, without writing, until it seems free ...
-        cmpl    $0, spinlock
-        jne     held
+        testl   $1, spinlock
+        jnz     held
         jmp     acquire                         # ... and try again, for others have seen that too
-
-/* Let go of the lock. */
-release:
-        movl    $0, spinlock                    # x86 shows a CPU's writes in order: the total before this
+locked:
+        incl    total                           # reads, adds, writes: three steps, and no other CPU in between
+        movl    $0, spinlock                    # release. x86 shows a CPU's writes in order: the total before this
+        dec     %ecx
+        jnz     acquire
+        lock incl finished
         ret
 
         define_print_string print_string
@@ -96,7 +86,7 @@ end_of_line:
         .bss
         .balign CACHE_LINE                      # what many CPUs write stands alone in its line
 spinlock:
-        .skip   CACHE_LINE                      # 0: free, 1: held
+        .skip   CACHE_LINE                      # bit 0: somebody has it
 total:
         .skip   CACHE_LINE
 awake:
