@@ -726,17 +726,11 @@ def test_a_source_that_gives_more_than_it_was_asked_for_cannot_overrun_the_fifo(
 
 
 def test_polling_brings_input_in_and_raises_the_interrupt_of_a_guest_that_does_not_look() -> None:
-    typed = bytearray()
-
-    def take(limit: int) -> bytes:
-        taken = bytes(typed[:limit])
-        del typed[:limit]
-        return taken
-
-    port = Port(input=take)
+    keyboard = Source(b"")
+    port = Port(input=keyboard)
     port.write(Offset.IER, Ier.ERBFI.value)
     port.write(Offset.MCR, Mcr.OUT2.value)
-    typed += b"ab"
+    keyboard.data += b"ab"
     assert port.levels == []
     port.chip.poll()
     assert port.levels == [True]
