@@ -142,6 +142,11 @@ class AcpiPm:
         """Return whether the guest lets the RTC's alarm wake it: RTC_EN. The power button always may."""
         return bool(self._en & Pm1En.RTC_EN.value)
 
+    @property
+    def pending(self) -> Pm1Sts:
+        """Return the events that have come, are enabled, and were not taken away: a guest does not sleep on these."""
+        return Pm1Sts(self._sts & self._en)
+
     def wake(self, by_rtc: bool) -> None:
         """Report why the machine is awake again: the RTC's alarm, or else the power button. All else is kept."""
         self._raise(Pm1Sts.WAK_STS | (Pm1Sts.RTC_STS if by_rtc else Pm1Sts.PWRBTN_STS))

@@ -18,7 +18,7 @@ import enum
 
 from pykvm.devices.clock import SECOND, Clock
 
-__all__ = ["BASE", "FREQUENCY", "PERIOD", "SIZE", "Capability", "Configuration", "Hpet", "Offset"]
+__all__ = ["BASE", "FREQUENCY", "GCAP_ID", "PERIOD", "SIZE", "Capability", "Configuration", "Hpet", "Offset"]
 
 BASE = 0xFED0_0000  # guest-physical
 SIZE = 0x400  # bytes

@@ -86,12 +86,15 @@ OPTIONAL_DEVICES = {
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What devices ask of the machine: to end the run by a debug exit or a reset, to sleep (S3, S5), to wake up."""
+    """What devices ask of the machine: to end the run by a debug exit or a reset, to sleep (S3, S5), to wake up.
+
+    ``wake`` returns whether it was asleep.
+    """
 
     debug_exit: Callable[[int], None]
     reset: Callable[[str], None]
     sleep: Callable[[int], None]
-    wake: Callable[[], None]
+    wake: Callable[[], bool]
     on_doorbell: Callable[[int, int, Callable[[int], None]], None]
 
 
@@ -147,9 +150,9 @@ class Board:
             self._wishes.on_doorbell(doorbell.PORT, doorbell.SIZE, bell.ring)
 
     def press_power_button(self) -> None:
-        """Press the power button: a guest that listens hears of it, one that sleeps wakes up."""
-        self.pm.press_power_button()
-        self._wishes.wake()
+        """Press the power button: a guest that listens hears of it, one that sleeps wakes up. With the lock held."""
+        if not self._wake(by_rtc=False):
+            self.pm.press_power_button()
 
     # ---- inside ----
 
@@ -166,7 +169,7 @@ class Board:
             self._mmio.register(chips.ioapic, ioapic.BASE, ioapic.SIZE)
 
     def _plug_in_clocks(self, clock: Clock, cmos: dict[int, int]) -> None:
-        self.pm = AcpiPm(clock, self._interrupts.line(platform.SCI_IRQ, "ACPI"), self._wishes.sleep)
+        self.pm = AcpiPm(clock, self._interrupts.line(platform.SCI_IRQ, "ACPI"), self._on_sleep)
         self._pio.register(self.pm, platform.PM1_EVENT, acpipm.REGISTERS)
         self._pio.register(self.pm.smi_command, platform.SMI_COMMAND, acpipm.SMI_REGISTERS)
         line = self._interrupts.line(rtc.IRQ, "RTC")
@@ -184,10 +187,22 @@ class Board:
         self._pio.register(SystemControlPortA(a20, reset), resetcontrol.PORT_92, 1)
         self._pio.register(PciConfig(ResetControl(reset)), pciconfig.PORT, pciconfig.REGISTERS)
 
+    def _on_sleep(self, state: int) -> None:
+        self._wishes.sleep(state)
+        # What came between the guest's last look and its falling asleep must not be lost.
+        pending = self.pm.pending
+        if pending & (acpipm.Pm1Sts.RTC_STS | acpipm.Pm1Sts.PWRBTN_STS):
+            self._wake(by_rtc=acpipm.Pm1Sts.RTC_STS in pending)
+
     def _on_rtc_alarm(self) -> None:
-        self.pm.rtc_alarm()
-        if self.pm.wakes_by_rtc:
-            self._wishes.wake()
+        if not (self.pm.wakes_by_rtc and self._wake(by_rtc=True)):
+            self.pm.rtc_alarm()
+
+    def _wake(self, *, by_rtc: bool) -> bool:
+        if not self._wishes.wake():
+            return False
+        self.pm.wake(by_rtc)
+        return True
 
     def _set_line(self, gsi: int, level: bool) -> None:
         self._interrupts.drive(gsi, level)

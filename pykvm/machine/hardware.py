@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pykvm.boot import Image, acpi_tables, mp_table, wake_vector
-from pykvm.devices import Bus, Serial, Unclaimed, Vga
-from pykvm.errors import ClosedError, ConfigurationError, InUseError
+from pykvm.devices import Bus, Serial, Unclaimed, Vga, hpet
+from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, InUseError
 from pykvm.kvm import Cap, Hypercall, Kvm, Vcpu
 from pykvm.machine.board import Board, Wishes
 from pykvm.machine.control import Control
@@ -278,7 +278,7 @@ class Hardware:
 
     def _write_tables(self, image: Image) -> None:
         """Put ACPI's tables and the MP table where a guest looks for them, unless ``image`` or nothing is there."""
-        tables = [*acpi_tables(len(self.vcpus)), *mp_table(len(self.vcpus))]
+        tables = [*acpi_tables(len(self.vcpus), hpet.GCAP_ID & 0xFFFF_FFFF), *mp_table(len(self.vcpus))]
         start, end = tables[0][0], max(gpa + len(data) for gpa, data in tables)
         region = self.memory.find(start)
         taken = any(segment.gpa < end and start < segment.end for segment in image.segments)
@@ -308,17 +308,29 @@ class Hardware:
         else:
             self._control.stop(PoweredOff(), self._control.current_cpu())
 
-    def _on_wake(self) -> None:
-        self._control.wake(self._wake_up)
+    def _on_wake(self) -> bool:
+        return self._control.wake(self._wake_up)
 
     def _wake_up(self) -> None:
-        vector = wake_vector(self.memory)
-        if vector == 0:
-            self._control.stop(ResetRequested("waking from S3 without a waking vector in the FACS"))
+        vector = self._waking_vector()
+        if not 0 < vector < MiB:
+            why = (
+                f"with the waking vector {vector:#x}, beyond real mode"
+                if vector
+                else "without a waking vector in the FACS"
+            )
+            self._control.stop(ResetRequested(f"waking from S3 {why}"))
             return
-        self._processors.wake_at(Gpa(vector))
         for loop in self._loops:
+            loop.settle()  # or else the rest of the last instruction would change the registers that are set now
             loop.reset()
+        self._processors.wake_at(Gpa(vector))
+
+    def _waking_vector(self) -> int:
+        try:
+            return wake_vector(self.memory)
+        except GuestMemoryError:
+            return 0  # memory ends below the FACS
 
     def _on_port_doorbell(self, port: int, size: int, callback: Callable[[int], None]) -> None:
         self.on_doorbell(port, size, callback, pio=True)
