@@ -12,6 +12,7 @@
     0x0f4-0f7                  debug exit
     0x3c0-3df                  VGA, text mode
     0x3f8-3ff                  16550A serial port             4
+    0x4d0-4d1                  the two 8259A: edge or level            (irqchip user, split)
     0x510-51b                  fw_cfg
     0x600-60b                  ACPI PM1 and timer             9
     0xcf8-cff                  PCI configuration: an empty bus; 0xcf9 resets
