@@ -34,6 +34,8 @@ _INCOMPLETE = (IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, Wrmsr, Hypercall)
 _READS = (IoIn, MmioRead, Rdmsr, Hypercall)
 _MSR_ACCESSES = (Rdmsr, Wrmsr)
 
+_MOST_PARTS = 64  # of one instruction without REP: no operand is so large
+
 _LONGEST_TICK = 1 << 33  # seconds: what 64 bits of nanoseconds hold
 
 
@@ -125,6 +127,20 @@ class Vcpu(VcpuState, StatsSource):
         result = self._enter(lib.pykvm_complete)
         exit = self._take_exit(result)
         return None if result == -errno.EINTR else exit
+
+    def abandon(self) -> None:
+        """Have done with the instruction of the last exit, whatever it still wants: all registers are to be set anew.
+
+        Else the kernel would finish it later, and RIP with it. Raises: KvmError.
+        """
+        for _ in range(_MOST_PARTS):
+            if self._unanswered is not None:
+                self.complete(self._unanswered, bytes(_answer_size(self._unanswered)))
+            if self.complete_pending() is None:
+                return
+            regs = self.get_regs()
+            regs.rcx = 0  # the end of REP
+            self.set_regs(regs)
 
     def kick(self) -> None:
         """Make the ``run()`` under way, or else the next one, return ``Intr``. From any thread; no kick is lost."""

@@ -99,9 +99,10 @@ class Machine(Hardware):
         unprivileged, in protected and long mode; ``page_size`` is that of the page tables made for paged modes, in
         bytes. ``entry`` (an address or a symbol) and ``load`` (a guest-physical address) override the image's.
 
-        Raises: ImageError, AssemblerError, ConfigurationError, GuestMemoryError, PagingError.
+        Raises: ImageError, AssemblerError, ConfigurationError, GuestMemoryError, PagingError; InUseError while the
+        machine runs.
         """
-        self._check_open()
+        self._check_idle()
         chosen = None if mode is None else to_mode(mode)
         if isinstance(image, bytes):
             image = flat_image(image, mode=chosen, load=load, entry=entry)
@@ -117,11 +118,13 @@ class Machine(Hardware):
     def set_state(self, state: CpuState) -> None:
         """Set the first CPU's registers, for instance to what ``pykvm.x86.reset_vector`` returns; the others wait.
 
-        Raises: ConfigurationError that says in words why KVM refuses them.
+        Raises: ConfigurationError that says in words why KVM refuses them; InUseError while the machine runs.
         """
-        self._check_open()
+        self._check_idle()
         self._control.forget_sleep()
         self._debugger.forget_stops()
+        for vcpu in self.vcpus:
+            vcpu.abandon()
         self._processors.park_others()
         self._processors.set_state(state)
         for loop in self._loops:
@@ -232,6 +235,11 @@ class Machine(Hardware):
         self.close()
 
     # ---- inside ----
+
+    def _check_idle(self) -> None:
+        self._check_open()
+        if self.is_running:
+            raise InUseError("this machine is running: stop() it, and set it up when run() has returned")
 
     def _set_up(self, mode: Mode, entry: int, ring: int, page_size: int | None) -> CpuState:
         if page_size == GiB and not self.cpuid.has("pdpe1gb"):
