@@ -8,6 +8,7 @@ Leaves out: why a host is as it is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -19,7 +20,7 @@ from pykvm.kvm import Debug, Exit, GuestDebugControl, Hlt, InternalError, Intr, 
 from pykvm.machine import Crashed, DebugExitWritten, Halted, Machine, RunResult, Stop, TimedOut, describe_exit
 from pykvm.memory.layout import LOAD, REAL_LOAD
 from pykvm.units import GiB, KiB, MiB, parse_size
-from pykvm.x86 import Dr7, Mode, cpu_mode, instruction_at
+from pykvm.x86 import BreakpointKind, HardwareBreakpoint, Mode, cpu_mode, encode_breakpoints, instruction_at
 
 __all__ = ["Outcome", "Probe", "all_probes", "probe"]
 
@@ -53,7 +54,7 @@ def all_probes() -> list[Probe]:
     paths = sorted((BUNDLE / "probes").glob("*.elf"))
     if not paths:
         raise ImageError("the probes are missing: install pykvm again with pip install .")
-    return sorted([*map(_guest_probe, paths), *_DEBUG_PROBES], key=lambda item: item.name)
+    return sorted([*map(_guest_probe, paths), *_DEBUG_PROBES, _HYPERCALL_PROBE], key=lambda item: item.name)
 
 
 @cache
@@ -141,12 +142,12 @@ class _Debugged:
     control: GuestDebugControl
     wanted: Callable[[list[Exit]], bool]
     ring: int = 0
-    breakpoint: int = 0  # linear
+    breakpoint: HardwareBreakpoint | None = None
 
     def ask(self) -> Outcome:
         with Machine(2 * MiB) as machine:
             machine.load(flat_image(self.code, mode=self.mode), ring=self.ring)
-            debugreg = (self.breakpoint, 0, 0, 0, 0, 0, 0, Dr7.G0.value)
+            debugreg = encode_breakpoints([self.breakpoint] if self.breakpoint else [])
             machine.vcpu.set_guest_debug(GuestDebugControl.ENABLE | self.control, debugreg)
             exits = _debug_exits(machine)
         shown = ", ".join(f"stop at {e.pc:#x}" if isinstance(e, Debug) else describe_exit(e) for e in exits[:5])
@@ -156,10 +157,13 @@ class _Debugged:
 def _debug_exits(machine: Machine) -> list[Exit]:
     """Return the exits up to the first that is not of debugging, or is the time limit's."""
     exits: list[Exit] = []
+    deadline = time.monotonic() + TIME_LIMIT
     machine.vcpu.start_ticks(TIME_LIMIT, TIME_LIMIT)
     try:
         while len(exits) < EXIT_LIMIT and (not exits or isinstance(exits[-1], Debug)):
-            exits.append(machine.vcpu.run())
+            exit = machine.vcpu.run()
+            if not isinstance(exit, Intr) or time.monotonic() >= deadline:  # any signal makes it return Intr
+                exits.append(exit)
     finally:
         machine.vcpu.stop_ticks()
     return exits
@@ -176,8 +180,18 @@ def _shows_hlt_second(exits: list[Exit]) -> bool:
 NOP_HLT = b"\x90\xf4\x90\x90\xf4"  # nop; hlt; nop; nop; hlt
 NOP_UD2 = b"\x90\x90\x90\x0f\x0b"  # nop; nop; nop; ud2
 
+STORE_HLT = b"\xc6\x04\x25\x00\x90\x00\x00\x07\xf4"  # movb $7, 0x9000; hlt
+STORED = 0x9000
+
 _STEPPED = partial(_Debugged, NOP_HLT, Mode.REAL, GuestDebugControl.SINGLESTEP)
-_STOPPED = partial(_Debugged, NOP_UD2, Mode.LONG, GuestDebugControl.USE_HW_BP, breakpoint=LOAD + 2)
+_STOPPED = partial(_Debugged, NOP_UD2, Mode.LONG, GuestDebugControl.USE_HW_BP, breakpoint=HardwareBreakpoint(LOAD + 2))
+_WATCHED = partial(
+    _Debugged,
+    STORE_HLT,
+    Mode.LONG,
+    GuestDebugControl.USE_HW_BP,
+    breakpoint=HardwareBreakpoint(STORED, BreakpointKind.WRITE),
+)
 
 
 def _debug_probe(name: str, proves: str, guest: _Debugged) -> Probe:
@@ -201,4 +215,33 @@ _DEBUG_PROBES = (
         "a hardware breakpoint of KVM_SET_GUEST_DEBUG stops a guest in ring 3",
         _STOPPED(partial(_stops_first_at, LOAD + 2), ring=3),
     ),
+    _debug_probe(
+        "watchpoint-host",
+        "a write watchpoint of KVM_SET_GUEST_DEBUG stops a guest in ring 0",
+        _WATCHED(partial(_stops_first_at, LOAD + 8)),
+    ),
+)
+
+
+# ---- a probe of KVM_EXIT_HYPERCALL: whether user space can answer a hypercall ----
+
+MAP_GPA_RANGE = 12  # KVM_HC_MAP_GPA_RANGE, the one hypercall that KVM hands over
+
+# mov $12, %eax; mov $0x100000, %ebx; mov $1, %ecx; xor %edx, %edx; vmcall; out %al, $0xf4; hlt. On AMD-V, KVM puts
+# VMMCALL in VMCALL's place.
+CALL_AND_TELL = bytes.fromhex("b8 0c000000 bb 00001000 b9 01000000 31d2 0f01c1 e6f4 f4")
+
+
+def _ask_hypercall() -> Outcome:
+    with Machine(2 * MiB) as machine:
+        machine.load(flat_image(CALL_AND_TELL, mode=Mode.LONG))
+        machine.on_hypercall(MAP_GPA_RANGE, lambda call: SUCCESS)
+        result = machine.run(TIME_LIMIT)
+    return Outcome(_is_success(result.stop, ""), _in_words(result), hangs=isinstance(result.stop, TimedOut))
+
+
+_HYPERCALL_PROBE = Probe(
+    "hypercall-exit",
+    "user space answers a hypercall of ring 0 (KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE)",
+    partial(_safely, _ask_hypercall),
 )

@@ -49,8 +49,11 @@ class MsrHandlers:
         self._set(self._writers, msr, handler)
 
     def store(self, msr: int | str, value: int) -> None:
-        """Make ``msr`` a register that holds ``value`` until the guest writes another."""
-        cell = [value]
+        """Make ``msr`` a register that holds ``value`` until the guest writes another.
+
+        Raises: ConfigurationError as ``on_read`` does, or if ``value`` has more than 64 bits.
+        """
+        cell = [_checked(value, f"MSR {msr} cannot hold {value!r}")]
         self.on_read(msr, lambda: cell[0])
         self.on_write(msr, lambda new: cell.__setitem__(0, new))
 
@@ -61,9 +64,7 @@ class MsrHandlers:
         if index not in self._readers:
             raise MsrRefusedError(index)
         value = self._readers[index]()
-        if not 0 <= value < 1 << 64:
-            raise ConfigurationError(f"the handler of MSR {msr_name(index)} returned {value:#x}: an MSR has 64 bits")
-        return value
+        return _checked(value, f"the handler of MSR {msr_name(index)} returned {value!r}")
 
     def write(self, index: int, value: int) -> None:
         """Hand over what the guest wrote. Raises: MsrRefusedError; whatever the handler raises."""
@@ -93,6 +94,12 @@ class MsrHandlers:
         reasons = MsrExitReason.UNKNOWN | MsrExitReason.INVAL | MsrExitReason.FILTER
         self._vm.enable_cap(Cap.X86_USER_SPACE_MSR, (reasons.value,))
         self._vm.x86_set_msr_filter(ranges)
+
+
+def _checked(value: int, problem: str) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ConfigurationError(f"{problem}: an MSR is a number of 64 bits, 0 or above")
+    return value
 
 
 def _filter(readers: set[int], writers: set[int]) -> list[MsrFilterRange]:
