@@ -76,6 +76,7 @@ class Hardware:
         self._dirty = dirty
         self._harvested: set[Gpa] = set()  # dirty pages that had to be taken out of a full ring
         self._hypercalls: dict[int, Callable[[Hypercall], int]] = {}
+        self._bells: list[Callable[[], None]] = []  # of doorbells: pass on what has rung
         self._control = Control()
         self._handlers = ExitHandlers()
         self._resources = ExitStack()
@@ -190,7 +191,8 @@ class Hardware:
     ) -> None:
         """Have the guest's writes of ``size`` bytes at ``address`` ring, by an ioeventfd, without an exit.
 
-        ``callback(times)`` is called soon after, while the machine runs, with how often it rang since the last call.
+        ``callback(times)`` is called soon after, and at the latest before ``run()`` returns, with how often it rang
+        since the last call; from any thread, with the lock held.
         With ``datamatch`` only writes of that value ring; other accesses exit as ever.
 
         Raises: KvmError.
@@ -200,10 +202,18 @@ class Hardware:
         self._resources.callback(os.close, fd)
         self.vm.ioeventfd(address, size, fd, pio=pio, datamatch=datamatch)
 
+        def hear() -> None:
+            try:
+                times = os.eventfd_read(fd)
+            except BlockingIOError:  # heard already, at the end of a run
+                return
+            callback(times)
+
         def on_ring() -> None:
-            callback(os.eventfd_read(fd))
+            hear()
             watch.arm()
 
+        self._bells.append(hear)
         watch = self.events.watch(fd, on_ring)
         watch.arm()
 
@@ -335,11 +345,22 @@ class Hardware:
     def _on_port_doorbell(self, port: int, size: int, callback: Callable[[int], None]) -> None:
         self.on_doorbell(port, size, callback, pio=True)
 
+    def _hear_bells(self) -> None:
+        """Hear the rings at the end of a run that nobody has heard yet."""
+        with self.lock:
+            for hear in self._bells:
+                hear()
+
     def _harvest(self) -> None:
         self._harvested.update(self.vm.dirty_pages())
 
     def _read_screen(self, offset: int, size: int) -> bytes:
-        return self._screen.read(layout.VGA_TEXT + offset, size)
+        start = layout.VGA_TEXT + offset
+        try:
+            return self._screen.read(start, size)
+        except GuestMemoryError:  # memory ends inside the text memory; beyond it, nothing pulls the lines down
+            region = self._screen.find(start)
+            return (b"" if region is None else self._screen.read(start, region.end - start)).ljust(size, b"\xff")
 
     def _check_open(self) -> None:
         if self._closed:
