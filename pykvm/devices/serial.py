@@ -332,7 +332,9 @@ class Serial(ByteRegisters):
         byte, _ = self._received.popleft()
         self._reveal_errors()
         if self._ier & Ier.ERBFI.value:
-            self._pull()  # on behalf of a handler that reads one byte for each interrupt
+            # On behalf of a handler that reads one byte for each interrupt: the line falls before another can come.
+            self._update_interrupt()
+            self._pull()
         return byte
 
     def _read_lsr(self) -> int:

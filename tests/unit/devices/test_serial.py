@@ -757,6 +757,7 @@ def test_a_handler_that_reads_one_byte_for_each_interrupt_gets_them_all() -> Non
     while port.levels[-1]:
         received.append(port.read(Offset.RBR))
     assert received == b"abc"
+    assert port.levels == [True, False] * 3, "an edge for each, which is all that an 8259A sees"
 
 
 def test_input_that_came_during_loopback_arrives_after_it() -> None:
