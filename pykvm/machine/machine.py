@@ -281,6 +281,7 @@ class Machine(Hardware):
         self._debugger.go_on()
         with self.events.running():
             stop, cpu = self._run_cpus(timeout, ctrl_c)
+            self._hear_bells()
         if isinstance(stop, Breakpoint):
             self._debugger.stopped(cpu, stop.exit)
         return self.result(stop, self._last_exits.count - before, time.perf_counter() - start, cpu)

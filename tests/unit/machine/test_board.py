@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pykvm.devices import Bus, ManualClock, hpet, testdev
+from pykvm.devices import Bus, Doorbell, ManualClock, hpet, testdev
 from pykvm.devices.acpipm import Pm1Cnt, Pm1En, Pm1Sts
 from pykvm.devices.rtc import RegA, RegB
 from pykvm.errors import BusError, ConfigurationError
@@ -174,7 +174,7 @@ def test_a_device_that_is_there_already_is_refused_by_both_names(name: str) -> N
 def test_a_device_over_another_is_refused_by_both_names() -> None:
     machine = Machine()
     with pytest.raises(BusError, match=r"doorbell at 0x3fc-0x403 overlaps .*serial.* at 0x3f8-0x3ff on the port bus"):
-        machine.pio.register(board_module.Doorbell(), 0x3FC, 8)
+        machine.pio.register(Doorbell(), 0x3FC, 8)
 
 
 @pytest.mark.parametrize("name", ["", "floppy", "Testdev"])
