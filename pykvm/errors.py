@@ -24,6 +24,7 @@ __all__ = [
     "MsrRefusedError",
     "PagingError",
     "PykvmError",
+    "RecordingError",
     "UnansweredReadError",
     "UnclaimedAccessError",
 ]
@@ -136,6 +137,10 @@ class ImageError(PykvmError):
 
 class AssemblerError(ImageError):
     """GNU as, ld or gcc refused a source; the message carries its own words, with file and line."""
+
+
+class RecordingError(PykvmError):
+    """A recording of exits is missing, malformed, cut off, or cannot be replayed. The message names line and field."""
 
 
 class DisassemblyError(PykvmError):

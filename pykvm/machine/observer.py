@@ -1,7 +1,8 @@
 """Who watches a run: the protocol, and the log of the last exits.
 
 The run loop tells its observers about every exit before any device sees it. Whatever looks into a machine is one:
-tracers, statistics, recorders. Leaves out changing the guest: an observer looks on.
+tracers, statistics, recorders. An observer that also has one of the methods of ``CloseObserver`` hears of more; who has
+none of them pays for none. Leaves out changing the guest: an observer looks on.
 """
 
 from __future__ import annotations
@@ -9,9 +10,20 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from pykvm.kvm import Exit, FailEntry, InternalError, IoIn, IoOut, MmioRead, MmioWrite, Shutdown
+from pykvm.kvm import (
+    Exit,
+    FailEntry,
+    InternalError,
+    IoIn,
+    IoOut,
+    MmioRead,
+    MmioWrite,
+    ReadExit,
+    Shutdown,
+    Wrmsr,
+)
 
-__all__ = ["LastExits", "Observer", "describe_exit"]
+__all__ = ["CloseObserver", "LastExits", "Observer", "describe_exit"]
 
 
 class Observer(Protocol):
@@ -22,6 +34,19 @@ class Observer(Protocol):
 
     def tick(self) -> None:
         """Take note that some time has passed: called about ten times a second while the guest runs, and at the end."""
+
+
+class CloseObserver(Observer, Protocol):
+    """An observer of everything. Each of these methods is optional; all are called with the machine's lock held."""
+
+    def answer(self, vcpu: int, exit: ReadExit | Wrmsr, data: bytes | None) -> None:
+        """Take note that ``exit`` was answered with ``data``, or refused if that is None: an MSR access."""
+
+    def interrupt(self, vcpu: int, vector: int) -> None:
+        """Take note that the CPU takes the interrupt ``vector`` from a controller outside the kernel."""
+
+    def coalesced(self, vcpu: int, write: IoOut | MmioWrite) -> None:
+        """Take note of a write that KVM had kept back, and that a device is about to see: it was no exit."""
 
 
 class LastExits:

@@ -176,6 +176,7 @@ class RunLoop:
         self._deadline = math.inf  # of the machine's time
         self._timeout = math.inf
         self._ctrl_c: DeferredInterrupt | None = None
+        self._answer = self._make_answer()
 
     @property
     def id(self) -> int:
@@ -246,11 +247,11 @@ class RunLoop:
                     self._pio.write(exit.port, exit.data[start : start + exit.size])
             case IoIn():
                 items = [self._pio.read(exit.port, exit.size) for _ in range(exit.count)]
-                self._vcpu.complete(exit, b"".join(items))
+                self._answer(exit, b"".join(items))
             case MmioWrite():
                 self._mmio.write(exit.address, exit.data)
             case MmioRead():
-                self._vcpu.complete(exit, self._mmio.read(exit.address, exit.size))
+                self._answer(exit, self._mmio.read(exit.address, exit.size))
             case Hlt():
                 return self._halt()
             case SystemEvent(type=SystemEventType.SHUTDOWN | SystemEventType.RESET):
@@ -258,7 +259,7 @@ class RunLoop:
             case Rdmsr() | Wrmsr():
                 self._access_msr(exit)
             case Hypercall() if self._handlers.hypercall is not None:
-                self._vcpu.complete(exit, self._handlers.hypercall(exit).to_bytes(8, "little"))
+                self._answer(exit, self._handlers.hypercall(exit).to_bytes(8, "little"))
             case IoapicEoi() if self._handlers.ioapic_eoi is not None:
                 self._handlers.ioapic_eoi(exit.vector)
             case DirtyRingFull() if self._handlers.dirty_ring_full is not None:
@@ -336,7 +337,10 @@ class RunLoop:
             return
         if source.output and entered and vcpu.ready_for_interrupt_injection:
             with self._control.lock:
-                vcpu.interrupt(source.acknowledge())
+                vector = source.acknowledge()
+                for tell in self._hooks("interrupt"):
+                    tell(vcpu.id, vector)
+                vcpu.interrupt(vector)
         vcpu.request_interrupt_window = source.output
 
     def _access_msr(self, exit: Rdmsr | Wrmsr) -> None:
@@ -344,9 +348,11 @@ class RunLoop:
             if isinstance(exit, Wrmsr):
                 self._handlers.wrmsr(exit.index, exit.data)
             else:
-                self._vcpu.complete(exit, self._handlers.rdmsr(exit.index).to_bytes(8, "little"))
+                self._answer(exit, self._handlers.rdmsr(exit.index).to_bytes(8, "little"))
         except MsrRefusedError:
             self._vcpu.refuse(exit)
+            for tell in self._hooks("answer"):
+                tell(self._vcpu.id, exit, None)
 
     def _take_coalesced(self) -> None:
         # What is in the ring was written before whatever this exit is about.
@@ -354,7 +360,26 @@ class RunLoop:
             return
         with self._control.lock:
             for write in self._handlers.drain():
+                for tell in self._hooks("coalesced"):
+                    tell(self._vcpu.id, write)
                 self.handle(write)
+
+    def _make_answer(self) -> Callable[[ReadExit, bytes], None]:
+        """Return what answers a read: the vCPU's own method, if no observer wants to hear of answers."""
+        tells, complete = self._hooks("answer"), self._vcpu.complete
+        if not tells:
+            return complete
+
+        def answer(exit: ReadExit, data: bytes) -> None:
+            complete(exit, data)
+            for tell in tells:
+                tell(self._vcpu.id, exit, data)
+
+        return answer
+
+    def _hooks(self, name: str) -> list[Callable[..., None]]:
+        """Return the methods called ``name`` of the observers that have one: see ``CloseObserver``."""
+        return [getattr(observer, name) for observer in self._observers if hasattr(observer, name)]
 
     def _note(self, exit: Exit) -> None:
         for observer in self._observers:
