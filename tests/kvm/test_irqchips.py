@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import threading
@@ -229,12 +230,22 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 # ---- the bundled guests: one text, whatever the arrangement ----
 
 
-@pytest.mark.parametrize("irqchip", IRQCHIPS)
-@pytest.mark.parametrize("name", ["15-timer", "17-keyboard", "28-scheduler"])
+PIC_GUESTS = ("15-timer", "17-keyboard", "18-serial-irq", "28-scheduler")
+APIC_GUESTS = ("16-lapic-timer", "23-nmi")
+
+
+@pytest.mark.parametrize(
+    ("name", "irqchip"),
+    [
+        *((name, irqchip) for name in PIC_GUESTS for irqchip in IRQCHIPS),
+        *((name, irqchip) for name in APIC_GUESTS for irqchip in WITH_APIC),
+    ],
+)
 def test_a_guest_prints_the_same_under_every_arrangement(name: str, irqchip: str) -> None:
     guest = find_guest(name)
     assert guest is not None
-    with Machine(guest.memory, irqchip=irqchip) as machine:
+    source = io.BytesIO(guest.input.encode())
+    with Machine(guest.memory, irqchip=irqchip, serial_input=source.read) as machine:
         machine.board.keyboard.enqueue(parse_keys(guest.keys))
         machine.load(open_image(guest.image), mode=guest.mode)
         result = machine.run(LIMIT)
