@@ -19,9 +19,11 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from pykvm.devices import Clock, Disconnected, IoApic, IrqLine, PicPair, Pit
-from pykvm.errors import ConfigurationError, KvmError
+from pykvm.errors import ClosedError, ConfigurationError, KvmError
 from pykvm.kvm import Cap, IrqchipRoute, MsiRoute, Vm
 from pykvm.kvm.constants import IrqchipId
 from pykvm.machine.runloop import InterruptSource
@@ -103,7 +105,9 @@ class IrqfdLine:
             raise
 
     def set_level(self, level: bool) -> None:
-        """Make an edge if the line goes high."""
+        """Make an edge if the line goes high. Raises: ClosedError."""
+        if self.fd < 0:
+            raise ClosedError(f"the irqfd of interrupt line {self._gsi} is closed")
         if level and not self._level:
             os.eventfd_write(self.fd, 1)
         self._level = level
@@ -114,6 +118,14 @@ class IrqfdLine:
             self._vm.irqfd(self.fd, self._gsi, deassign=True)
             os.close(self.fd)
             self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class _Both:
