@@ -18,8 +18,11 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Collection
+from typing import ClassVar
 
-from pykvm.devices.scancodes import KeyEvent, ScanCodeSet, keys_for_text, scan_code
+from pykvm.devices.fields import BYTE, Bool, Bytes, Choice, Flags, Maybe, Member, Queue, Record
+from pykvm.devices.scancodes import ALIASES, KEYS, KeyEvent, ScanCodeSet, keys_for_text, scan_code
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["BUFFER_SIZE", "QUEUE_SIZE", "Command", "Keyboard", "Led", "Response"]
 
@@ -71,10 +74,12 @@ IDENTITY = (0xAB, 0x83)
 OVERRUNS = (Response.OVERRUN, Response.OVERRUN_SET_1)
 FIRST_COMMAND = 0x80  # an option is less than this; a byte from here on is a new command, and the option never comes
 CURRENT_SET = 0  # option of F0: tell which
-LED_BITS = (Led.SCROLL | Led.NUM | Led.CAPS).value
+ALL_LEDS = Led.SCROLL | Led.NUM | Led.CAPS
+ANSWERS = 1 + len(IDENTITY)  # bytes of the longest answer
+KEY_EVENT = Record(KeyEvent, key=Choice(*sorted(KEYS | set(ALIASES))), pressed=Bool())
 
 
-class Keyboard:
+class Keyboard(Stateful):
     """A keyboard: keys at one end, bytes at the other.
 
     ``press()`` and ``release()`` are a finger, which does not wait: with the buffer full, keys are lost. ``type()`` and
@@ -82,11 +87,25 @@ class Keyboard:
     scan codes of the one before, nor while the keyboard is disabled.
     """
 
+    name = "keyboard"
+    remembers: ClassVar[Remembered] = {
+        "_queue": Queue(KEY_EVENT, QUEUE_SIZE),
+        "_codes": Bytes(BUFFER_SIZE + 1),
+        "_answers": Bytes(ANSWERS),
+        "_last_sent": BYTE,
+        "_awaiting": Maybe(Member(Command)),
+        "_enabled": Bool(),
+        "_scan_set": Member(ScanCodeSet),
+        "_leds": Flags(ALL_LEDS),
+    }
+
     def __init__(self) -> None:
         self._queue: deque[KeyEvent] = deque()
         self._codes: deque[int] = deque()  # up to BUFFER_SIZE, and an overrun code
         self._answers: deque[int] = deque()
         self._on_data: Callable[[], None] = lambda: None
+        # Hears of keys before they have an effect, and whether they are queued.
+        self.on_keys: Callable[[tuple[KeyEvent, ...], bool], None] = lambda events, queued: None
         self._last_sent: int = Response.SELF_TEST_PASSED
         self._awaiting: Command | None = None  # its option
         self._enabled = True
@@ -127,11 +146,13 @@ class Keyboard:
         """
         if len(events) > self.room:
             return False
+        self.on_keys(tuple(events), True)
         self._queue.extend(events)
         self._on_data()
         return True
 
     def _strike(self, event: KeyEvent) -> None:
+        self.on_keys((event,), False)
         if self._enabled:
             self._buffer(event)
             self._on_data()
@@ -212,7 +233,7 @@ class Keyboard:
     def _obey_option(self, command: Command, option: int) -> None:
         match command:
             case Command.SET_LEDS:
-                self._leds = Led(option & LED_BITS)
+                self._leds = Led(option & ALL_LEDS.value)
                 self._answer(Response.ACK)
             case Command.SCAN_CODE_SET:
                 self._select_set(option)

@@ -100,7 +100,11 @@ class Wishes:
 
 
 class Board:
-    """The devices of one machine, on its two buses: ``serial``, ``keyboard``, ``vga``, ``rtc`` and so on."""
+    """The devices of one machine, on its two buses: ``serial``, ``keyboard``, ``vga``, ``rtc`` and so on.
+
+    ``start`` is what the real-time clock shows at time 0, by default the host's time; ``dma_read`` is how a device
+    reads guest memory, by default ``memory.read``.
+    """
 
     def __init__(
         self,
@@ -116,11 +120,14 @@ class Board:
         serial_input: Callable[[int], bytes] | None,
         debugcon_output: Callable[[bytes], object],
         screen_memory: Callable[[int, int], bytes],
+        start: datetime | None = None,
+        dma_read: Callable[[int, int], bytes] | None = None,
     ) -> None:
         self._pio = pio
         self._mmio = mmio
         self._interrupts = interrupts
         self._wishes = wishes
+        self.on_power_button: Callable[[], None] = lambda: None  # hears of it before it has an effect
         ram_size = sum(region.size for region in memory.regions if not region.readonly)
         self.serial = Serial(serial_output, serial_input, interrupts.line(SERIAL_IRQ, "serial"))
         pio.register(self.serial, serial.COM1, serial.REGISTERS)
@@ -131,10 +138,10 @@ class Board:
         pio.register(self.post_code, postcode.PORT, 1)
         self.vga = Vga(screen_memory)
         pio.register(self.vga, vga.PORT, vga.REGISTERS)
-        self.fw_cfg = FwCfg(memory.read, memory.write, ram_size=ram_size, cpus=cpus)
+        self.fw_cfg = FwCfg(dma_read or memory.read, memory.write, ram_size=ram_size, cpus=cpus)
         pio.register(self.fw_cfg, fwcfg.PORT, fwcfg.REGISTERS)
         self._plug_in_interrupt_controllers()
-        self._plug_in_clocks(clock, cmos_memory(max(ram_size, 1), cpus))
+        self._plug_in_clocks(clock, start or datetime.now(UTC), cmos_memory(max(ram_size, 1), cpus))
         self._plug_in_keyboard()
 
     def add(self, name: str) -> None:
@@ -152,6 +159,7 @@ class Board:
 
     def press_power_button(self) -> None:
         """Press the power button: a guest that listens hears of it, one that sleeps wakes up. With the lock held."""
+        self.on_power_button()
         if not self._wake(by_rtc=False):
             self.pm.press_power_button()
 
@@ -169,12 +177,12 @@ class Board:
         if chips.ioapic is not None:
             self._mmio.register(chips.ioapic, ioapic.BASE, ioapic.SIZE)
 
-    def _plug_in_clocks(self, clock: Clock, cmos: dict[int, int]) -> None:
+    def _plug_in_clocks(self, clock: Clock, start: datetime, cmos: dict[int, int]) -> None:
         self.pm = AcpiPm(clock, self._interrupts.line(platform.SCI_IRQ, "ACPI"), self._on_sleep)
         self._pio.register(self.pm, platform.PM1_EVENT, acpipm.REGISTERS)
         self._pio.register(self.pm.smi_command, platform.SMI_COMMAND, acpipm.SMI_REGISTERS)
         line = self._interrupts.line(rtc.IRQ, "RTC")
-        self.rtc = Rtc(clock, line, datetime.now(UTC), cmos, self._on_rtc_alarm)
+        self.rtc = Rtc(clock, line, start, cmos, self._on_rtc_alarm)
         self._pio.register(self.rtc, rtc.PORT, rtc.REGISTERS)
         self._mmio.register(Hpet(clock), hpet.BASE, hpet.SIZE)
 

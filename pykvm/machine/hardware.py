@@ -14,9 +14,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from pykvm.boot import Image, acpi_tables, mp_table, wake_vector
-from pykvm.devices import Bus, Serial, Unclaimed, Vga, hpet
+from pykvm.devices import Bus, Clock, Serial, Unclaimed, Vga, hpet
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, InUseError
 from pykvm.kvm import Cap, Hypercall, Kvm, Vcpu
 from pykvm.machine.board import Board, Wishes
@@ -24,6 +25,7 @@ from pykvm.machine.control import Control
 from pykvm.machine.debugger import Debugger
 from pykvm.machine.events import EventLoop
 from pykvm.machine.interrupts import Interrupts, IrqchipKind, make_interrupts
+from pykvm.machine.journal import Journal, Setup, Tap
 from pykvm.machine.msrs import MsrHandlers
 from pykvm.machine.processors import Processors
 from pykvm.machine.runloop import ExitHandlers, RunLoop
@@ -56,6 +58,7 @@ class Outside:
     debugcon_output: Callable[[bytes], object]
     on_unclaimed: Callable[[Unclaimed], None] | None
     strict_io: bool
+    journal: Journal | None = None
 
 
 class Hardware:
@@ -84,15 +87,15 @@ class Hardware:
         try:
             self.events = EventLoop(self._control)
             self._resources.callback(self.events.close)
+            self._tap = None if outside.journal is None else Tap(outside.journal, self.events, self._is_inside)
+            self._clock: Clock = self.events if self._tap is None else self._tap.clock
             # Before the VM, so that the memory is still there when that is closed.
             self.memory = memory if isinstance(memory, GuestMemory) else self._own(GuestMemory(memory))
             self._screen = self._find_screen()
             self._open_kvm(irqchip, cpus, choose_cpuid)
             self.pio = Bus("port", PIO_SPACE, strict=outside.strict_io, on_unclaimed=outside.on_unclaimed)
             self.mmio = Bus("MMIO", MMIO_SPACE, strict=outside.strict_io, on_unclaimed=outside.on_unclaimed)
-            self.board = self._make_board(outside)
-            for name in devices:
-                self.board.add(name)
+            self.board = self._make_board(outside, devices)
         except BaseException:
             self._closed = True
             self._resources.close()
@@ -249,7 +252,7 @@ class Hardware:
         self._map(self.memory)
         if self._screen is not self.memory:
             self._map(self._screen)
-        self.interrupts: Interrupts = make_interrupts(irqchip, self.vm, self.events, self._on_interrupt)
+        self.interrupts: Interrupts = make_interrupts(irqchip, self.vm, self._clock, self._on_interrupt)
         self._resources.callback(self.interrupts.close)
         self._processors = Processors(kvm, self.vm, cpus, irqchip, self._resources, choose_cpuid)
         self.vcpu = self._processors.vcpus[0]
@@ -271,20 +274,29 @@ class Hardware:
                 slot, region.gpa, region.buffer, readonly=region.readonly, log_dirty_pages=self._dirty is not None
             )
 
-    def _make_board(self, outside: Outside) -> Board:
-        return Board(
+    def _make_board(self, outside: Outside, devices: Sequence[str]) -> Board:
+        tap, start = self._tap, datetime.now(UTC)
+        board = Board(
             self.pio,
             self.mmio,
             self.memory,
             self.interrupts,
-            self.events,
+            self._clock,
             Wishes(self._on_debug_exit, self._on_reset, self._on_sleep, self._on_wake, self._on_port_doorbell),
             cpus=len(self.vcpus),
             serial_output=outside.serial_output,
-            serial_input=outside.serial_input,
+            serial_input=outside.serial_input if tap is None else tap.serial_input(outside.serial_input),
             debugcon_output=outside.debugcon_output,
             screen_memory=self._read_screen,
+            start=start,
+            dma_read=None if tap is None else tap.dma_read(self.memory.read),
         )
+        for name in devices:
+            board.add(name)
+        if tap is not None:
+            regions = tuple((region.gpa, region.size, region.readonly) for region in self.memory.regions)
+            tap.begin(Setup(len(self.vcpus), regions, self.interrupts.kind.value, tuple(devices), start), board)
+        return board
 
     def _write_tables(self, image: Image) -> None:
         """Put ACPI's tables and the MP table where a guest looks for them, unless ``image`` or nothing is there."""
@@ -298,6 +310,9 @@ class Hardware:
             self.memory.write(gpa, data)
 
     # ---- inside: what devices ask for, with the lock held ----
+
+    def _is_inside(self) -> bool:
+        return self._control.current_cpu() is not None
 
     def _on_interrupt(self, level: bool) -> None:
         """The 8259A's INTR pin: wake the CPU from HLT, or get it out of KVM_RUN, so that it takes the interrupt."""
@@ -343,7 +358,7 @@ class Hardware:
             return 0  # memory ends below the FACS
 
     def _on_port_doorbell(self, port: int, size: int, callback: Callable[[int], None]) -> None:
-        self.on_doorbell(port, size, callback, pio=True)
+        self.on_doorbell(port, size, callback if self._tap is None else self._tap.doorbell(port, callback), pio=True)
 
     def _hear_bells(self) -> None:
         """Hear the rings at the end of a run that nobody has heard yet."""

@@ -23,6 +23,7 @@ from pykvm.kvm import Regs
 from pykvm.machine.control import TICK
 from pykvm.machine.hardware import Hardware, Outside, to_dirty
 from pykvm.machine.interrupts import IrqchipKind, to_irqchip
+from pykvm.machine.journal import Journal
 from pykvm.machine.observer import LastExits, Observer
 from pykvm.machine.output import OutputLog
 from pykvm.machine.report import Scene, report
@@ -75,7 +76,10 @@ class Machine(Hardware):
         self._runner: int | None = None  # the thread inside run()
         self._serial_log = OutputLog(serial_output)
         self._debugcon_log = OutputLog(debugcon_output)
-        outside = Outside(self._serial_log.write, serial_input, self._debugcon_log.write, on_unclaimed, strict_io)
+        self._journal = next((observer for observer in observers if isinstance(observer, Journal)), None)
+        outside = Outside(
+            self._serial_log.write, serial_input, self._debugcon_log.write, on_unclaimed, strict_io, self._journal
+        )
         super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty))
         self._last_exits = LastExits()
         self._make_loops((self._last_exits, *observers))
@@ -181,6 +185,9 @@ class Machine(Hardware):
         """Return the machine's state as the result of a run that ``cpu`` ended with ``stop``, explained if need be."""
         self._check_open()
         cpus = tuple(self._look_at(loop, stop if loop.id == cpu else None) for loop in self._loops)
+        if self._journal is not None:
+            with self.lock:
+                self._journal.end(stop)
         last_exits = self._last_exits.exits(cpu)
         text = ""
         if isinstance(stop, Crashed | TimedOut | Interrupted):
