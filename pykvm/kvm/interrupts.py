@@ -25,6 +25,7 @@ from pykvm.errors import ConfigurationError
 from pykvm.kvm.constants import ClockFlag, IrqchipId
 from pykvm.kvm.descriptor import Descriptor, check_error, fill_state, kernel_values
 from pykvm.kvm.routing import Route, routing_table, split_address
+from pykvm.kvm.saved import SavedVm
 from pykvm.kvm.structs import ClockData, from_c, to_c
 
 __all__ = ["VmInterrupts"]
@@ -188,6 +189,21 @@ class VmInterrupts(Descriptor):
             to_c(data, c)
             c.flags &= ClockFlag.REALTIME.value  # the kernel refuses those that only KVM_GET_CLOCK sets
         self._ioctl_struct("KVM_SET_CLOCK", c, f"{data}")
+
+    # ---- everything at once ----
+
+    def save_state(self) -> SavedVm:
+        """Return the kernel's interrupt controllers, its 8254, and its clock, as far as there are any.
+
+        Levels of lines (``irq_line``) are not part of it, for the kernel does not tell them. Raises: KvmError.
+        """
+        self._check_open()
+        return SavedVm.save(self._fd)
+
+    def load_state(self, saved: SavedVm) -> None:
+        """Put back what ``save_state`` returned, of this VM or of one made alike. Raises: KvmError."""
+        self._check_open()
+        saved.load(self._fd)
 
 
 def _why_no_chip(chip_id: int) -> dict[int, str]:

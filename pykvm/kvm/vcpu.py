@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
@@ -20,6 +20,7 @@ from pykvm.errors import ConfigurationError, InUseError, KvmError, UnansweredRea
 from pykvm.kvm.constants import ExitReason
 from pykvm.kvm.descriptor import Explanation, check_error
 from pykvm.kvm.exits import Exit, Hypercall, Intr, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr, decode
+from pykvm.kvm.saved import SHOWN, SavedVcpu, find_msrs
 from pykvm.kvm.state import VcpuState
 from pykvm.kvm.stats import StatsSource
 
@@ -188,6 +189,34 @@ class Vcpu(VcpuState, StatsSource):
             self._page.release()
             self._run = ffi.NULL
             lib.pykvm_close_vcpu(self._c)
+
+    # ---- everything at once ----
+
+    def find_msrs(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return those MSRs of ``indices`` that can be read and written back here, and those that cannot."""
+        self._check_usable("asked for its MSRs")
+        return find_msrs(self._fd, indices)
+
+    def save_state(self, msrs: Sequence[int]) -> SavedVcpu:
+        """Return all that this vCPU remembers, with the MSRs ``msrs``, for ``load_state`` of it or another.
+
+        Raises: KvmError; InUseError if the last exit's instruction is not finished: see ``complete_pending``.
+        """
+        self._check_usable("saved")
+        if self._incomplete:
+            raise InUseError(f"{self.label} is in the middle of an instruction: complete_pending() first")
+        return SavedVcpu.save(self._fd, msrs, bytes(self._page[SHOWN]))
+
+    def load_state(self, saved: SavedVcpu) -> None:
+        """Make this vCPU what ``saved`` was made of; ``abandon()`` first if an instruction is not finished.
+
+        Raises: KvmError that names the ioctl or the MSR that was refused; InUseError as for ``save_state``.
+        """
+        self._check_usable("loaded")
+        if self._incomplete:
+            raise InUseError(f"{self.label} is in the middle of an instruction: abandon() it first")
+        saved.load(self._fd)
+        self._page[SHOWN] = saved.shown
 
     # ---- what struct kvm_run says and takes beside the exit ----
 

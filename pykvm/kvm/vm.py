@@ -10,7 +10,7 @@ import errno
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
@@ -18,7 +18,7 @@ from pykvm.errors import ConfigurationError, KvmError
 from pykvm.kvm.coalesced import CoalescedRing
 from pykvm.kvm.constants import Cap, MemoryRegionFlag
 from pykvm.kvm.descriptor import check_error, kernel_values
-from pykvm.kvm.dirty import DirtyRing, logged_pages, why_no_dirty_ring
+from pykvm.kvm.dirty import DirtyLog, DirtyRing, why_no_dirty_ring
 from pykvm.kvm.doorbells import VmDoorbells
 from pykvm.kvm.exits import IoOut, MmioWrite
 from pykvm.kvm.interrupts import VmInterrupts
@@ -64,6 +64,7 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         self._dirty_ring_size = 0  # bytes; 0: the VM has the dirty log
         self._dirty_rings: list[DirtyRing] = []
         self._dirty_lock = threading.RLock()
+        self._logs: list[DirtyLog] | None = None  # of the slots that log, once somebody has asked
 
     @property
     def slots(self) -> tuple[MemorySlot, ...]:
@@ -139,7 +140,7 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         if result < 0:
             ffi.release(pin)
             self._explain(-result, slot, gpa, size, hva)
-        old = self._slots.pop(slot, None)
+        old, self._logs = self._slots.pop(slot, None), None
         if old is not None:
             ffi.release(old.pin)
         if size == 0:
@@ -186,6 +187,20 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         """
         why = {errno.EINVAL: "this VM has no dirty rings: call enable_dirty_ring() before create_vcpu()"}
         return self._ioctl("KVM_RESET_DIRTY_RINGS", explanation=why)
+
+    def log_dirty_pages(self) -> None:
+        """Switch ``log_dirty_pages`` on for every slot that the guest can write to. Raises: KvmError."""
+        self._check_open()
+        for slot in self.slots:
+            if not slot.flags & (MemoryRegionFlag.READONLY | MemoryRegionFlag.LOG_DIRTY_PAGES):
+                flags = slot.flags | MemoryRegionFlag.LOG_DIRTY_PAGES
+                # SAFETY: the memory is what the kernel has already, and the same pin goes on keeping it.
+                result = lib.pykvm_set_user_memory_region(
+                    self._fd, slot.slot, flags.value, slot.gpa, slot.size, slot.pin
+                )
+                check_error(result, "KVM_SET_USER_MEMORY_REGION", f"{slot}, flags={flags}")
+                self._slots[slot.slot] = replace(slot, flags=flags)
+        self._logs = None
 
     def dirty_pages(self) -> Iterator[Gpa]:
         """Return the pages the guest wrote to since the last call, in order, each once: of slots that log them.
@@ -249,8 +264,13 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
             self._coalesced = CoalescedRing(vcpu.fileno(), self.check_extension(Cap.COALESCED_MMIO))
 
     def _pages_of_logs(self) -> set[Gpa]:
-        logged = [slot for slot in self.slots if MemoryRegionFlag.LOG_DIRTY_PAGES in slot.flags]
-        return {page for slot in logged for page in logged_pages(self.get_dirty_log(slot.slot), slot.gpa)}
+        return {page for log in self._dirty_logs() for page in log.pages(self._fd)}
+
+    def _dirty_logs(self) -> list[DirtyLog]:
+        if self._logs is None:
+            logged = [slot for slot in self.slots if MemoryRegionFlag.LOG_DIRTY_PAGES in slot.flags]
+            self._logs = [DirtyLog(slot.slot, slot.gpa, slot.size) for slot in logged]
+        return self._logs
 
     def _pages_of_rings(self) -> set[Gpa]:
         entries = {entry for ring in self._dirty_rings for entry in ring.harvest()}
