@@ -20,10 +20,13 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable
+from typing import ClassVar
 
 from pykvm.devices.clock import SECOND, Clock
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import TIME, Bool, Mask, Maybe, Memory
 from pykvm.devices.irq import IrqLine
+from pykvm.devices.state import Remembered, Stateful
 from pykvm.memory import platform
 
 __all__ = ["FREQUENCY", "REGISTERS", "SMI_REGISTERS", "AcpiPm", "Offset", "Pm1Cnt", "Pm1En", "Pm1Sts", "SmiCommand"]
@@ -100,14 +103,14 @@ SLEEP_STATES = {platform.SLP_TYP_S3: 3, platform.SLP_TYP_S5: 5}
 
 # What every access needs, as plain numbers: an enum's value costs more than the access.
 
-EN_BITS = sum(flag.value for flag in Pm1En)
+STS_BITS, EN_BITS = sum(flag.value for flag in Pm1Sts), sum(flag.value for flag in Pm1En)
 SLP_TYP = (Pm1Cnt.SLP_TYP0 | Pm1Cnt.SLP_TYP1 | Pm1Cnt.SLP_TYP2).value
 CNT_BITS = (Pm1Cnt.SCI_EN | Pm1Cnt.BM_RLD).value | SLP_TYP
 SCI_EN, SLP_EN, TMR_EN, TMR_STS = Pm1Cnt.SCI_EN.value, Pm1Cnt.SLP_EN.value, Pm1En.TMR_EN.value, Pm1Sts.TMR_STS.value
 HALF = 1 << TIMER_BITS - 1  # ticks between two changes of PM_TMR's highest bit
 
 
-class AcpiPm:
+class AcpiPm(Stateful):
     """The power management block, at ``platform.PM1_EVENT``; ``smi_command`` is the device that belongs beside it.
 
     ``sci`` is the interrupt line (``platform.SCI_IRQ``); it is set only when its level changes. ``on_sleep`` is called
@@ -116,6 +119,15 @@ class AcpiPm:
     """
 
     name = "acpi pm"
+    remembers: ClassVar[Remembered] = {
+        "_sts": Mask(STS_BITS),
+        "_en": Mask(EN_BITS),
+        "_cnt": Mask(CNT_BITS),
+        "_level": Bool(),
+        "_halves": TIME,
+        "_due": Maybe(TIME),
+    }
+    parts = ("smi_command",)
 
     def __init__(self, clock: Clock, sci: IrqLine, on_sleep: Callable[[int], None]) -> None:
         self._clock = clock
@@ -124,8 +136,12 @@ class AcpiPm:
         self._sts = self._en = self._cnt = 0
         self._level = False
         self._halves = self._ticks() // HALF  # how often PM_TMR's highest bit had changed at the last look
-        self._call_is_due = False
+        self._due: int | None = None  # when the clock is to call
         self.smi_command = SmiCommand(self._set_sci_enable)
+
+    def _restored(self) -> None:
+        if self._due is not None:
+            self._clock.call_at(self._due, self._timer_changed)
 
     # ---- the machine's side ----
 
@@ -216,22 +232,23 @@ class AcpiPm:
 
         A call that is no longer needed is left to come, and finds nothing to do: it is never more than one.
         """
-        if self._call_is_due or not (self._cnt & SCI_EN and self._en & TMR_EN and not self._sts & TMR_STS):
+        if self._due is not None or not (self._cnt & SCI_EN and self._en & TMR_EN and not self._sts & TMR_STS):
             return
         tick = (self._halves + 1) * HALF
-        self._call_is_due = True
-        self._clock.call_at(-(-tick * SECOND // FREQUENCY), self._timer_changed)  # rounded up
+        self._due = -(-tick * SECOND // FREQUENCY)  # rounded up
+        self._clock.call_at(self._due, self._timer_changed)
 
     def _timer_changed(self) -> None:
-        self._call_is_due = False
+        self._due = None
         self._look_at_timer()
         self._update_sci()
 
 
-class SmiCommand(ByteRegisters):
+class SmiCommand(ByteRegisters, Stateful):
     """SMI_CMD and the APM status port, at ``platform.SMI_COMMAND``; ``set_sci_enable`` hears of ACPI's commands."""
 
     name = "smi command"
+    remembers: ClassVar[Remembered] = {"_kept": Memory(SMI_REGISTERS)}
 
     def __init__(self, set_sci_enable: Callable[[bool], None]) -> None:
         self._set_sci_enable = set_sci_enable

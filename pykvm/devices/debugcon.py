@@ -7,8 +7,10 @@ empty port would give 0xff. A real PC has no such device. Leaves out input: ther
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["PORT", "DebugConsole"]
 
@@ -16,10 +18,11 @@ PORT = 0xE9
 PRESENT = 0xE9  # what it answers, wherever it is plugged in
 
 
-class DebugConsole(ByteRegisters):
+class DebugConsole(ByteRegisters, Stateful):
     """Passes each byte written to ``output``."""
 
     name = "debug console"
+    remembers: ClassVar[Remembered] = {}
 
     def __init__(self, output: Callable[[bytes], object]) -> None:
         self._output = output

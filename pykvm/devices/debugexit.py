@@ -8,6 +8,9 @@ which is the machine's affair, and the choice of another port, which is ``Bus.re
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
+
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["PORT", "REGISTERS", "DebugExit"]
 
@@ -15,10 +18,11 @@ PORT = 0xF4
 REGISTERS = 4  # ports, so that a write of 1, 2 or 4 bytes is one value
 
 
-class DebugExit:
+class DebugExit(Stateful):
     """Calls ``on_exit`` with the value of each write, as an unsigned number of the write's width."""
 
     name = "debug exit"
+    remembers: ClassVar[Remembered] = {}
 
     def __init__(self, on_exit: Callable[[int], None]) -> None:
         self._on_exit = on_exit

@@ -11,6 +11,11 @@ but every virtio device has one inside. Leaves out the ioeventfd, which is the m
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from pykvm.devices.fields import Number
+from pykvm.devices.state import Remembered, Stateful
+
 __all__ = ["COUNT", "PORT", "REGISTERS", "SIZE", "Doorbell"]
 
 PORT = 0x5D0
@@ -18,18 +23,21 @@ REGISTERS = 8
 SIZE = 4  # bytes of the write that rings
 COUNT = 4  # offset of the counter, 32 bits
 
+RING_BITS = 0xFFFF_FFFF
 
-class Doorbell:
+
+class Doorbell(Stateful):
     """Counts rings."""
 
     name = "doorbell"
+    remembers: ClassVar[Remembered] = {"rings": Number(RING_BITS)}
 
     def __init__(self) -> None:
         self.rings = 0
 
     def ring(self, times: int = 1) -> None:
         """Count ``times`` more rings."""
-        self.rings = (self.rings + times) & 0xFFFF_FFFF
+        self.rings = (self.rings + times) & RING_BITS
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the bytes of the counter, and all ones elsewhere."""

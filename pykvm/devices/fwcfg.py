@@ -23,7 +23,10 @@ import enum
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import ClassVar
 
+from pykvm.devices.fields import Number
+from pykvm.devices.state import Remembered, Stateful
 from pykvm.errors import ConfigurationError, GuestMemoryError
 from pykvm.units import KiB, MiB
 
@@ -92,7 +95,7 @@ MAXIMUM_FILE = 2**32 - 1  # bytes
 CHUNK = 64 * KiB  # zeros written at a time
 
 
-class FwCfg:
+class FwCfg(Stateful):
     """The device. ``files`` are listed for the guest in their order.
 
     ``read_memory(gpa, size)`` and ``write_memory(gpa, data)`` access guest-physical memory for DMA, and raise
@@ -102,6 +105,11 @@ class FwCfg:
     """
 
     name = "fw_cfg"
+    remembers: ClassVar[Remembered] = {
+        "_key": Number(0xFFFF),
+        "_position": Number(MAXIMUM_FILE),
+        "_dma_high": Number(0xFFFF_FFFF),
+    }
 
     def __init__(
         self,
@@ -115,9 +123,11 @@ class FwCfg:
         self._read_memory = read_memory
         self._write_memory = write_memory
         self._items = make_items(ram_size, cpus, files or {})
-        self._item = self._items[Key.SIGNATURE]
-        self._position = 0  # of the next byte
         self._dma_high = 0
+        self._select(Key.SIGNATURE)
+
+    def _restored(self) -> None:
+        self._item = self._items.get(self._key, b"")
 
     # ---- the registers ----
 
@@ -144,8 +154,9 @@ class FwCfg:
         return DMA_SIGNATURE[position] if 0 <= position < len(DMA_SIGNATURE) else 0
 
     def _select(self, key: int) -> None:
-        self._item = self._items.get(key & ~Key.WRITE_CHANNEL, b"")
-        self._position = 0
+        self._key = key & ~Key.WRITE_CHANNEL
+        self._item = self._items.get(self._key, b"")
+        self._position = 0  # of the next byte
 
     def _next_byte(self) -> int:
         if self._position >= len(self._item):

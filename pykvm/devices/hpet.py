@@ -15,8 +15,11 @@ timer interrupts elsewhere (the specification has at least three timers, and her
 from __future__ import annotations
 
 import enum
+from typing import ClassVar
 
 from pykvm.devices.clock import SECOND, Clock
+from pykvm.devices.fields import TIME, Mask, Number
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["BASE", "FREQUENCY", "GCAP_ID", "PERIOD", "SIZE", "Capability", "Configuration", "Hpet", "Offset"]
 
@@ -69,10 +72,16 @@ COUNTER_BITS = 2**64 - 1
 TICK = SECOND // FREQUENCY  # nanoseconds
 
 
-class Hpet:
+class Hpet(Stateful):
     """The HPET; ``clock`` says how late it is. After reset the counter stands at 0."""
 
     name = "HPET"
+    remembers: ClassVar[Remembered] = {
+        "_configuration": Mask(ENABLE),
+        "_counter": Number(COUNTER_BITS),
+        "_started": TIME,
+        "_comparator": Number(COUNTER_BITS),
+    }
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -24,12 +24,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import BYTE, Bool, Mask, Maybe, Memory, Tuple
 from pykvm.devices.irq import IrqLine
 from pykvm.devices.keyboard import Keyboard, Response
 from pykvm.devices.resetcontrol import A20Gate
 from pykvm.devices.scancodes import BREAK_BIT, BREAK_PREFIX, TRANSLATION
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = [
     "DATA_PORT",
@@ -157,8 +160,10 @@ RAM_BITS = RAM_SIZE - 1
 RESET_PIN = OutputPort.RESET.value
 
 
-class Port(ByteRegisters):
+class Port(ByteRegisters, Stateful):
     """One of the controller's two ports: the address between them is another device's."""
+
+    remembers: ClassVar[Remembered] = {}  # the controller does
 
     def __init__(self, name: str, read: Callable[[], int], write: Callable[[int], None]) -> None:
         self.name = name
@@ -174,12 +179,25 @@ class Port(ByteRegisters):
         self._write(value)
 
 
-class I8042:
+class I8042(Stateful):
     """The keyboard controller. ``data`` is its port 0x60, ``status`` its port 0x64; each is one register.
 
     ``irq1`` is high while a byte that is not the auxiliary device's waits to be read, if the command byte allows it; it
     is set only when its level changes. ``on_reset`` is called when the guest asks for a reset.
     """
+
+    name = "i8042"
+    remembers: ClassVar[Remembered] = {
+        "_irq1_level": Bool(),
+        "_output": BYTE,
+        "_output_status": Mask(AUX_TIMED_OUT),
+        "_waiting": Maybe(Tuple(BYTE, Mask(AUX_TIMED_OUT))),
+        "_after_break_prefix": Bool(),
+        "_parameter_of": Maybe(BYTE),
+        "_last_was_command": Bool(),
+        "_ram": Memory(RAM_SIZE),
+    }
+    parts = ("data", "status")
 
     def __init__(
         self,

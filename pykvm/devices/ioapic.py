@@ -19,8 +19,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
+from pykvm.devices.fields import BYTE, Mask, Tuple
 from pykvm.devices.irq import IrqLine
+from pykvm.devices.state import Remembered, Stateful
 from pykvm.errors import ConfigurationError
 
 __all__ = ["BASE", "PINS", "SIZE", "DeliveryMode", "Entry", "Index", "IoApic", "Offset", "Redirection"]
@@ -33,6 +36,7 @@ VERSION = 0x20  # the first one with an EOI register
 ID_BITS = 0b1111 << 24
 WORD = 4  # bytes of a register
 REGISTER_BITS = 0xFFFFFFFF
+ALL_PINS = (1 << PINS) - 1
 
 
 class Offset(enum.IntEnum):
@@ -138,31 +142,31 @@ class _Pin:
 
     def __init__(self, send: Callable[[int, int], None]) -> None:
         self._send = send
-        self._line = False
-        self._remote_irr = False
-        self._written = Redirection.MASKED.value
+        self.line = False
+        self.remote_irr = False
+        self.written = Redirection.MASKED.value
         self.entry = self._decode()
 
     @property
     def value(self) -> int:
-        return self._written | (Redirection.REMOTE_IRR.value if self._remote_irr else 0)
+        return self.written | (Redirection.REMOTE_IRR.value if self.remote_irr else 0)
 
     @property
     def vector(self) -> int:
-        return self._written & Redirection.VECTOR.value
+        return self.written & Redirection.VECTOR.value
 
     @property
     def _active(self) -> bool:
-        return self._line != bool(self._written & Redirection.ACTIVE_LOW.value)
+        return self.line != bool(self.written & Redirection.ACTIVE_LOW.value)
 
     def write(self, value: int) -> None:
-        self._written = value & WRITABLE
+        self.written = value & WRITABLE
         self.entry = self._decode()
         if not self.entry.level:
-            self._remote_irr = False  # by which software ends an interrupt where there is no EOI register
+            self.remote_irr = False  # by which software ends an interrupt where there is no EOI register
 
     def set_level(self, level: bool) -> None:
-        was_active, self._line = self._active, level
+        was_active, self.line = self._active, level
         if self.entry.level:
             self.send_level()
         elif self._active and not was_active and not self.entry.masked:
@@ -171,16 +175,16 @@ class _Pin:
     def send_level(self) -> None:
         """Send the message if the pin waits to be served, and has not been sent yet."""
         entry = self.entry
-        if entry.level and self._active and not entry.masked and not self._remote_irr:
-            self._remote_irr = True
+        if entry.level and self._active and not entry.masked and not self.remote_irr:
+            self.remote_irr = True
             self._send(entry.address, entry.data)
 
     def end(self) -> None:
-        self._remote_irr = False
+        self.remote_irr = False
         self.send_level()
 
     def _decode(self) -> Entry:
-        written, address = self._written, MSI_ADDRESS
+        written, address = self.written, MSI_ADDRESS
         delivery = (written & Redirection.DELIVERY_MODE.value) >> 8
         level = bool(written & Redirection.LEVEL_TRIGGERED.value) and delivery in ACKNOWLEDGED
         address |= written >> DESTINATION_SHIFT << MSI_DESTINATION_SHIFT
@@ -193,7 +197,7 @@ class _Pin:
         return Entry(address, data, bool(written & Redirection.MASKED.value), level)
 
 
-class IoApic:
+class IoApic(Stateful):
     """The chip. ``send(address, data)`` delivers a message; ``on_change`` hears when ``entries`` have changed.
 
     Neither may call back into the chip. Registers are 32 bits wide, and a write to IOWIN that is not a whole aligned
@@ -201,12 +205,52 @@ class IoApic:
     """
 
     name = "ioapic"
+    remembers: ClassVar[Remembered] = {
+        "_select": BYTE,
+        "_id": Mask(ID_BITS),
+        "_table": Tuple(*[Mask(WRITABLE)] * PINS),
+        "_lines": Mask(ALL_PINS),
+        "_remote_irrs": Mask(ALL_PINS),
+    }
 
     def __init__(self, send: Callable[[int, int], None], on_change: Callable[[], None] | None = None) -> None:
         self._on_change = on_change
         self._select = 0
         self._id = 0
         self._pins = tuple(_Pin(send) for _ in range(PINS))
+
+    # ---- the state ----
+
+    @property
+    def _table(self) -> tuple[int, ...]:
+        return tuple(pin.written for pin in self._pins)
+
+    @_table.setter
+    def _table(self, table: tuple[int, ...]) -> None:
+        # Before the other two: a pin that becomes an edge's loses its Remote IRR.
+        changed = [(pin, written) for pin, written in zip(self._pins, table, strict=True) if pin.written != written]
+        for pin, written in changed:
+            pin.write(written)
+        if changed and self._on_change is not None:
+            self._on_change()
+
+    @property
+    def _lines(self) -> int:
+        return sum(1 << number for number, pin in enumerate(self._pins) if pin.line)
+
+    @_lines.setter
+    def _lines(self, lines: int) -> None:
+        for number, pin in enumerate(self._pins):
+            pin.line = bool(lines >> number & 1)
+
+    @property
+    def _remote_irrs(self) -> int:
+        return sum(1 << number for number, pin in enumerate(self._pins) if pin.remote_irr)
+
+    @_remote_irrs.setter
+    def _remote_irrs(self, remote_irrs: int) -> None:
+        for number, pin in enumerate(self._pins):
+            pin.remote_irr = bool(remote_irrs >> number & 1)
 
     # ---- the pins ----
 

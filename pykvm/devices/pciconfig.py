@@ -17,8 +17,11 @@ section 3.2.2.3.2. Leaves out devices, and configuration space in memory (ECAM).
 from __future__ import annotations
 
 import enum
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import Mask
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["PORT", "REGISTERS", "Offset", "PciConfig"]
 
@@ -36,10 +39,11 @@ class Offset(enum.IntEnum):
     CONFIG_DATA = 4
 
 
-class PciConfig:
+class PciConfig(Stateful):
     """The ports. ``reset_control`` has one register, at offset 0: what 0xcf9 is if it is accessed as a byte."""
 
     name = "PCI configuration"
+    remembers: ClassVar[Remembered] = {"_address": Mask(ADDRESS_BITS)}
 
     def __init__(self, reset_control: ByteRegisters) -> None:
         self._reset_control = reset_control

@@ -24,11 +24,15 @@ too early. Leaves out the vectors of an MCS-80/85 system (they are formed as for
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import BYTE, Bool, Choice, Flags, Mask, Member, Number, Queue
 from pykvm.devices.irq import IrqLine
+from pykvm.devices.state import Remembered, Stateful
 from pykvm.errors import ConfigurationError
 
 __all__ = [
@@ -145,8 +149,29 @@ class _Awaited(enum.Enum):
     ICW4 = 4
 
 
-class Pic(ByteRegisters):
+class Pic(ByteRegisters, Stateful):
     """One 8259A. ``on_output`` hears of each change of its INT pin, which is low until ICW1 to ICW4 are complete."""
+
+    remembers: ClassVar[Remembered] = {
+        "output": Bool(),
+        "_lines": BYTE,
+        "_edges": BYTE,
+        "_isr": BYTE,
+        "_imr": BYTE,
+        "_elcr": BYTE,
+        "_initialised": Bool(),
+        "_awaited": Queue(Member(_Awaited), len(_Awaited)),
+        "_vector_base": Mask(VECTOR_BITS),
+        "_level_triggered_by_icw1": Choice(0, ALL),
+        "_lowest": Number(INPUTS - 1),
+        "_slaves": BYTE,
+        "_cascade_id": Mask(LEVEL_BITS),
+        "_special_mask": Bool(),
+        "_rotate_in_aeoi": Bool(),
+        "_read_isr": Bool(),
+        "_poll": Bool(),
+        "_icw4": Flags(Icw4.UPM | Icw4.AEOI | Icw4.MASTER | Icw4.BUF | Icw4.SFNM),
+    }
 
     def __init__(self, name: str, on_output: Callable[[bool], None], *, is_master: bool) -> None:
         self.name = name
@@ -157,7 +182,7 @@ class Pic(ByteRegisters):
         self._edges = 0  # rising edges that wait to be acknowledged
         self._isr = self._imr = self._elcr = 0
         self._initialised = False
-        self._awaited: list[_Awaited] = []
+        self._awaited: deque[_Awaited] = deque()
         self._reset(Icw1(0))
         self._vector_base = 0
 
@@ -278,7 +303,7 @@ class Pic(ByteRegisters):
         if not self._awaited:
             self._imr = value
             return
-        match self._awaited.pop(0):
+        match self._awaited.popleft():
             case _Awaited.ICW2:
                 self._vector_base = value & VECTOR_BITS
             case _Awaited.ICW3 if self._is_master:
@@ -291,7 +316,7 @@ class Pic(ByteRegisters):
     def _write_icw1(self, icw1: Icw1) -> None:
         self._reset(icw1)
         self._initialised = True
-        self._awaited = [_Awaited.ICW2]
+        self._awaited = deque((_Awaited.ICW2,))
         if Icw1.SNGL not in icw1:
             self._awaited.append(_Awaited.ICW3)
         if Icw1.IC4 in icw1:
@@ -364,10 +389,11 @@ class Pic(ByteRegisters):
             self._on_output(level)
 
 
-class Elcr(ByteRegisters):
+class Elcr(ByteRegisters, Stateful):
     """The Edge/Level Control Registers: a 1 makes an interrupt level-triggered. Offset 0 is IRQ 0 to 7, 1 the rest."""
 
     name = "elcr"
+    remembers: ClassVar[Remembered] = {}  # the chips do
 
     def __init__(self, master: Pic, slave: Pic) -> None:
         self._chips = (master, slave)
@@ -390,8 +416,12 @@ class _Input:
         self.chip.set_line(self.number, level)
 
 
-class PicPair:
+class PicPair(Stateful):
     """The pair. ``on_output`` hears of each change of the INTR pin; it must not call back into the pair."""
+
+    name = "pic"
+    remembers: ClassVar[Remembered] = {}
+    parts = ("master", "slave", "elcr")
 
     def __init__(self, on_output: Callable[[bool], None]) -> None:
         self.master = Pic("pic master", on_output, is_master=True)

@@ -27,11 +27,14 @@ the sound.
 from __future__ import annotations
 
 import enum
+from typing import ClassVar
 
 from pykvm.devices.clock import SECOND, Alarm, Clock
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import TIME, Bool, Mask, Maybe
 from pykvm.devices.irq import IrqLine
 from pykvm.devices.pit_counter import Control, Counter
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["ALARM_INTERVAL", "PIT_HZ", "PORT", "PORT_B", "REGISTERS", "Offset", "Pit", "Port61", "PortB", "ReadBack"]
 
@@ -86,13 +89,15 @@ class PortB(enum.Flag):
 WRITABLE = (PortB.GATE2 | PortB.SPEAKER | PortB.ENABLES_OFF).value
 
 
-class Pit(ByteRegisters):
+class Pit(ByteRegisters, Stateful):
     """The timer: ``clock`` is the time, ``irq0`` the wire that OUT of counter 0 drives.
 
     ``port61`` is a device of its own, of one register.
     """
 
     name = "pit"
+    remembers: ClassVar[Remembered] = {"_irq0_level": Bool(), "_due": Maybe(TIME), "_earliest": TIME}
+    parts = ("_counters", "port61")
 
     def __init__(self, clock: Clock, irq0: IrqLine) -> None:
         self._clock = clock
@@ -104,6 +109,9 @@ class Pit(ByteRegisters):
         self._due: int | None = None  # when it goes off
         self._earliest = 0  # when the next one may
         self.port61 = Port61(self)
+
+    def _restored(self) -> None:
+        self._alarm = None if self._due is None else self._clock.call_at(self._due, self._on_alarm)
 
     # ---- the guest's side ----
 
@@ -199,10 +207,11 @@ class Pit(ByteRegisters):
         self._arm()
 
 
-class Port61(ByteRegisters):
+class Port61(ByteRegisters, Stateful):
     """Port 0x61 of a PC: GATE and OUT of counter 2, the speaker, and the refresh toggle by which old software waits."""
 
     name = "port 0x61"
+    remembers: ClassVar[Remembered] = {"_written": Mask(WRITABLE)}
 
     def __init__(self, pit: Pit) -> None:
         self._pit = pit

@@ -20,6 +20,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pykvm.devices.fields import BYTE, TIME, Bool, Choice, Either, Maybe, Member, Number, Record
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["Access", "Control", "Counter", "Mode", "Phase", "Run", "Status", "Still"]
 
@@ -162,9 +166,30 @@ class Still:
 
 Phase = Run | Still
 
+CONTROLS = tuple(
+    control for control in range(Control.COUNTER.value & -Control.COUNTER.value) if control & Control.ACCESS.value
+)
+COUNT = Number(0x10000, 1)
+RUN = Record(Run, mode=Member(Mode), count=COUNT, modulus=Choice(10_000, 0x10000), origin=TIME)
+STILL = Record(Still, held_value=Number(0xFFFF), held_output=Bool(), since=TIME, paused=Maybe(RUN))
 
-class Counter:
+
+class Counter(Stateful):
     """A counter, ``gate`` being the level of its pin GATE at first. ``advance`` tells it how late it is."""
+
+    remembers: ClassVar[Remembered] = {
+        "_gate": Bool(),
+        "_tick": TIME,
+        "_control": Choice(*CONTROLS),
+        "_count": Maybe(COUNT),
+        "_null_count": Bool(),
+        "_first_byte": Maybe(BYTE),
+        "_second_is_next": Bool(),
+        "_latched_count": Maybe(Number(0xFFFF)),
+        "_latched_status": Maybe(BYTE),
+        "_load_at": Maybe(TIME),
+        "_phase": Either(RUN, STILL),
+    }
 
     def __init__(self, *, gate: bool) -> None:
         self._gate = gate
@@ -174,10 +199,7 @@ class Counter:
     def program(self, control: int) -> None:
         """Take a control word that is meant for this counter, and is not a latch command."""
         self._control = control & (Control.ACCESS | Control.MODE | Control.BCD).value
-        mode = (control & Control.MODE.value) >> 1
-        self._mode = Mode(mode & 0b011 if mode > Mode.HARDWARE_STROBE.value else mode)
-        self._access = Access((control & Control.ACCESS.value) >> 4)
-        self._modulus = 10_000 if control & Control.BCD.value else 0x10000
+        self._restored()
         self._count: int | None = None  # the one last written, 1 to the modulus
         self._null_count = True
         self._first_byte: int | None = None  # of a count being written
@@ -186,6 +208,12 @@ class Counter:
         self._latched_status: int | None = None
         self._load_at: int | None = None  # the tick at which the count is loaded, but for the ends of cycles
         self._phase: Phase = Still(0, self._mode is not Mode.INTERRUPT_ON_TERMINAL_COUNT)
+
+    def _restored(self) -> None:
+        mode = (self._control & Control.MODE.value) >> 1
+        self._mode = Mode(mode & 0b011 if mode > Mode.HARDWARE_STROBE.value else mode)
+        self._access = Access((self._control & Control.ACCESS.value) >> 4)
+        self._modulus = 10_000 if self._control & Control.BCD.value else 0x10000
 
     # ---- time ----
 
@@ -300,7 +328,7 @@ class Counter:
         self._second_is_next = self._access is Access.BOTH and not self._second_is_next
         if not self._second_is_next:
             self._latched_count = None
-        return count >> 8 if high else count & 0xFF
+        return (count >> 8 if high else count) & 0xFF
 
     @property
     def _is_bcd(self) -> bool:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import Bytes
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["HISTORY", "PORT", "PostCode"]
 
@@ -17,10 +20,11 @@ PORT = 0x80
 HISTORY = 256  # codes kept; not all, for Linux writes here again and again just to wait a microsecond
 
 
-class PostCode(ByteRegisters):
+class PostCode(ByteRegisters, Stateful):
     """Keeps the last ``HISTORY`` codes, and calls ``on_code`` with each as it comes."""
 
     name = "POST code"
+    remembers: ClassVar[Remembered] = {"_codes": Bytes(HISTORY, rolling=True)}
 
     def __init__(self, on_code: Callable[[int], None] | None = None) -> None:
         self._codes: deque[int] = deque(maxlen=HISTORY)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import Bool, Flags
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["PORT_92", "PORT_CF9", "A20Gate", "PortA", "ResetControl", "ResetControlRegister", "SystemControlPortA"]
 
@@ -47,23 +50,27 @@ class ResetControlRegister(enum.Flag):
 
 
 PORT_A_BITS = (PortA.FAST_RESET | PortA.A20).value
-RESET_CONTROL_BITS = (ResetControlRegister.SYS_RST | ResetControlRegister.RST_CPU | ResetControlRegister.FULL_RST).value
+RESET_CONTROL = ResetControlRegister.SYS_RST | ResetControlRegister.RST_CPU | ResetControlRegister.FULL_RST
 
 
-class A20Gate:
+class A20Gate(Stateful):
     """Whether address bit 20 gets through to memory: one gate, which both port 0x92 and the keyboard controller move.
 
     It only remembers: see "Leaves out" above. It is open at first, for so it is in truth.
     """
 
+    name = "A20 gate"
+    remembers: ClassVar[Remembered] = {"is_open": Bool()}
+
     def __init__(self, *, is_open: bool = True) -> None:
         self.is_open = is_open
 
 
-class SystemControlPortA(ByteRegisters):
+class SystemControlPortA(ByteRegisters, Stateful):
     """Port 0x92. ``on_reset`` is called with the words "port 0x92" when the guest asks for a reset."""
 
     name = "system control port A"
+    remembers: ClassVar[Remembered] = {"_fast_reset": Flags(PortA.FAST_RESET)}
 
     def __init__(self, a20: A20Gate, on_reset: Callable[[str], None]) -> None:
         self._a20 = a20
@@ -83,10 +90,11 @@ class SystemControlPortA(ByteRegisters):
             self._on_reset(f"port {PORT_92:#x}")
 
 
-class ResetControl(ByteRegisters):
+class ResetControl(ByteRegisters, Stateful):
     """Port 0xcf9. ``on_reset`` is called with the words "port 0xcf9" when the guest asks for a reset."""
 
     name = "reset control"
+    remembers: ClassVar[Remembered] = {"_register": Flags(RESET_CONTROL)}
 
     def __init__(self, on_reset: Callable[[str], None]) -> None:
         self._on_reset = on_reset
@@ -98,6 +106,6 @@ class ResetControl(ByteRegisters):
 
     def write_register(self, offset: int, value: int) -> None:
         """Write the register; reset if RST_CPU goes from 0 to 1."""
-        before, self._register = self._register, ResetControlRegister(value & RESET_CONTROL_BITS)
+        before, self._register = self._register, ResetControlRegister(value & RESET_CONTROL.value)
         if ResetControlRegister.RST_CPU in self._register & ~before:
             self._on_reset(f"port {PORT_CF9:#x}")

@@ -18,12 +18,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from pykvm.devices import rtctime
 from pykvm.devices.clock import SECOND, Alarm, Clock
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import TIME, Bool, Mask, Maybe, Memory, Number
 from pykvm.devices.irq import IrqLine
 from pykvm.devices.rtctime import Byte, Format
+from pykvm.devices.state import Remembered, Stateful
 from pykvm.errors import ConfigurationError
 from pykvm.memory import layout
 from pykvm.units import KiB, MiB
@@ -138,7 +141,7 @@ SECONDS_BITS = 0x7F  # the data sheet: bit 7 of the seconds cannot be written
 FIRMWARE_A, FIRMWARE_B = (RegA.DV1 | RegA.RS2 | RegA.RS1).value, RegB.HOURS24.value
 
 
-class Rtc(ByteRegisters):
+class Rtc(ByteRegisters, Stateful):
     """A real-time clock that shows ``start`` (UTC) at the clock's 0, until the guest sets it.
 
     ``irq8`` is its interrupt line; it is set only when its level changes. ``ram`` is what the CMOS memory holds: bytes
@@ -149,6 +152,18 @@ class Rtc(ByteRegisters):
     """
 
     name = "rtc"
+    remembers: ClassVar[Remembered] = {
+        "_index": Number(INDEX),
+        "_nmi_masked": Bool(),
+        "_flags": Mask(PF | AF | UF),
+        "_level": Bool(),
+        "_alarm_level": Bool(),
+        "_due": Maybe(TIME),
+        "_cmos": Memory(SIZE),
+        "_zero": TIME,
+        "_second": TIME,
+        "_period": TIME,
+    }
 
     def __init__(
         self,
@@ -166,7 +181,8 @@ class Rtc(ByteRegisters):
         self._flags = 0  # PF, AF and UF of register C
         self._level = False
         self._alarm_level = False  # AF and AIE
-        self._wake_up: tuple[int, Alarm] | None = None  # when the clock is to call, and its word for it
+        self._due: int | None = None  # when the clock is to call
+        self._alarm: Alarm | None = None
         self._cmos = bytearray(SIZE)
         self._cmos[A], self._cmos[B], self._cmos[D] = FIRMWARE_A, FIRMWARE_B, RegD.VRT.value
         for place, value in (ram or {}).items():
@@ -177,6 +193,9 @@ class Rtc(ByteRegisters):
         self._second, self._period = 0, 0  # how many updates and periods it had given at the last look
         self._catch_up()
         self._flags = 0
+
+    def _restored(self) -> None:
+        self._alarm = None if self._due is None else self._clock.call_at(self._due, self._wake)
 
     @property
     def nmi_masked(self) -> bool:
@@ -303,14 +322,14 @@ class Rtc(ByteRegisters):
         one changes nothing, and so the calls are never more than the guest serves.
         """
         due = self._next_interrupt()
-        if due is None or (self._wake_up is not None and self._wake_up[0] <= due):
+        if due is None or (self._due is not None and self._due <= due):
             return
-        if self._wake_up is not None:
-            self._wake_up[1].cancel()
-        self._wake_up = due, self._clock.call_at(due, self._wake)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._due, self._alarm = due, self._clock.call_at(due, self._wake)
 
     def _wake(self) -> None:
-        self._wake_up = None
+        self._due = self._alarm = None
         self._catch_up()
         self._update_interrupt()
 

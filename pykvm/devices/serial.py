@@ -21,9 +21,12 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import BYTE, Bool, Choice, Flags, Mask, Number, Queue, Tuple
 from pykvm.devices.irq import IrqLine
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["COM1", "FIFO_SIZE", "REGISTERS", "Fcr", "Ier", "Iir", "Lcr", "Lsr", "Mcr", "Msr", "Offset", "Serial"]
 
@@ -188,7 +191,7 @@ CONNECTED = Msr.CTS | Msr.DSR | Msr.DCD  # somebody is at the other end, and rea
 LOOPBACK_WIRES = ((Mcr.RTS, Msr.CTS), (Mcr.DTR, Msr.DSR), (Mcr.OUT1, Msr.RI), (Mcr.OUT2, Msr.DCD))
 
 
-class Serial(ByteRegisters):
+class Serial(ByteRegisters, Stateful):
     """A serial port. ``output`` gets each byte that the guest sends.
 
     Bytes come in by ``receive``, or from ``input(n)``, which is asked for up to n bytes when the guest looks for one
@@ -198,6 +201,22 @@ class Serial(ByteRegisters):
     """
 
     name = "serial"
+    remembers: ClassVar[Remembered] = {
+        "_interrupt_level": Bool(),
+        "_received": Queue(Tuple(BYTE, Mask(CHARACTER_ERRORS)), FIFO_SIZE),
+        "_line_errors": Mask(OVERRUN | CHARACTER_ERRORS),
+        "_fifos_on": Bool(),
+        "_trigger": Choice(*TRIGGER_LEVELS),
+        "_divisor": Number(0xFFFF),
+        "_ier": Mask(IER_BITS),
+        "_lcr": BYTE,
+        "_mcr": Mask(MCR_BITS),
+        "_scr": BYTE,
+        "_thr_empty_pending": Bool(),
+        "_far_lines": Flags(MODEM_LINES),
+        "_modem_lines": Flags(MODEM_LINES),
+        "_modem_deltas": Flags(~MODEM_LINES),
+    }
 
     def __init__(
         self,
@@ -221,6 +240,10 @@ class Serial(ByteRegisters):
         self._far_lines = self._modem_lines = CONNECTED
         self._modem_deltas = Msr(0)
 
+    def _restored(self) -> None:
+        if self._ier & Ier.ERBFI.value:
+            self.on_listen()
+
     # ---- the other end of the line ----
 
     @property
@@ -228,7 +251,7 @@ class Serial(ByteRegisters):
         """Return how many bytes ``receive`` can take without losing one."""
         if self._mcr & LOOP:
             return 0
-        return self._capacity - len(self._received)
+        return max(0, self._capacity - len(self._received))
 
     def receive(self, data: bytes) -> int:
         """Let ``data`` come in from the line, and return how many bytes of it there was ``room`` for.

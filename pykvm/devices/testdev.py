@@ -13,8 +13,11 @@ no page of guest memory is taken away and given back.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import Memory
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["IRQ_LINES", "IRQ_PORT", "MEMORY", "MEMORY_SIZE", "PORT", "REGISTERS", "PcTestdev"]
 
@@ -26,14 +29,19 @@ MEMORY = 0xFF00_0000  # guest-physical
 MEMORY_SIZE = 0x1_0000  # bytes
 
 FLUSH, FLUSH_END = 0x04, 0x08
-REGISTER_BITS = 0x03  # of an offset
+REGISTER_SIZE = 4  # bytes
+REGISTER_BITS = REGISTER_SIZE - 1  # of an offset
 
 
-class PcTestdev:
+class PcTestdev(Stateful):
     """The three parts of pc-testdev, each a device with a range of its own.
 
     ``set_irq(line, level)`` drives one of the interrupt lines 0 to 23.
     """
+
+    name = "testdev"
+    remembers: ClassVar[Remembered] = {}
+    parts = ("ports", "irq_lines", "memory")
 
     def __init__(self, set_irq: Callable[[int, bool], object]) -> None:
         self.ports = EchoPorts()  # at PORT
@@ -41,13 +49,14 @@ class PcTestdev:
         self.memory = EchoMemory()  # at MEMORY
 
 
-class EchoPorts(ByteRegisters):
+class EchoPorts(ByteRegisters, Stateful):
     """The ports from 0xe0 on."""
 
     name = "testdev ports"
+    remembers: ClassVar[Remembered] = {"_register": Memory(REGISTER_SIZE)}
 
     def __init__(self) -> None:
-        self._register = bytearray(4)
+        self._register = bytearray(REGISTER_SIZE)
 
     def read_register(self, offset: int) -> int:
         """Return what was last written there."""
@@ -59,10 +68,11 @@ class EchoPorts(ByteRegisters):
             self._register[offset & REGISTER_BITS] = value
 
 
-class IrqPorts(ByteRegisters):
+class IrqPorts(ByteRegisters, Stateful):
     """The ports from 0x2000 on, one for each interrupt line."""
 
     name = "testdev interrupt lines"
+    remembers: ClassVar[Remembered] = {}  # the lines keep their levels
 
     def __init__(self, set_irq: Callable[[int, bool], object]) -> None:
         self._set_irq = set_irq
@@ -77,10 +87,11 @@ class IrqPorts(ByteRegisters):
             self._set_irq(offset, value != 0)
 
 
-class EchoMemory:
+class EchoMemory(Stateful):
     """The memory at 0xff000000. Beyond its end it reads as all ones."""
 
     name = "testdev memory"
+    remembers: ClassVar[Remembered] = {"_memory": Memory(MEMORY_SIZE)}
 
     def __init__(self) -> None:
         self._memory = bytearray(MEMORY_SIZE)

@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import ClassVar
 
 from pykvm.devices.device import ByteRegisters
+from pykvm.devices.fields import BYTE, Bool, Choice, Mask, Memory, Number
 from pykvm.devices.screen import COLUMNS, ROWS, Cell, Screen
+from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["PORT", "REGISTERS", "TEXT_MEMORY", "TEXT_SIZE", "AttributeMode", "Crtc", "InputStatus", "Offset", "Vga"]
 
@@ -99,7 +102,8 @@ CURSOR_OFF = 1 << 5  # in CURSOR_START
 SCAN_LINE_BITS = 0x1F
 ATTRIBUTE_MODE = 0x10
 ATTRIBUTE_INDEX_BITS, ATTRIBUTE_REGISTERS = 0x3F, 0x20  # the index's bit 5 switches the palette on
-DAC_BITS = 0x3F
+INDEXED = 0x100  # registers that an index of 8 bits reaches
+DAC_BITS, DAC_SIZE = 0x3F, 0x300
 DAC_READING = 0b11  # DAC state; 0b00 is writing
 
 # How a BIOS leaves the registers in mode 3.
@@ -110,12 +114,14 @@ GRAPHICS = bytes.fromhex("000000000010 0e00ff")
 ATTRIBUTES = bytes.fromhex("0001020304051407 38393a3b3c3d3e3f 0c000f0800")
 
 
-class IndexedRegisters:
+class IndexedRegisters(Stateful):
     """Many registers behind two ports, an index and the data of the register that it selects."""
+
+    remembers: ClassVar[Remembered] = {"index": BYTE, "_values": Memory(INDEXED)}
 
     def __init__(self, values: bytes) -> None:
         self.index = 0
-        self._values = bytearray(values.ljust(0x100, b"\0"))
+        self._values = bytearray(values.ljust(INDEXED, b"\0"))
 
     def __getitem__(self, index: int) -> int:
         return self._values[index]
@@ -134,10 +140,18 @@ class IndexedRegisters:
         return self._values[high] << 8 | self._values[high + 1]
 
 
-class Vga(ByteRegisters):
+class Vga(ByteRegisters, Stateful):
     """A VGA. ``read_memory(offset, size)`` returns bytes of the 32 KiB at ``TEXT_MEMORY``, and only of these."""
 
     name = "VGA"
+    remembers: ClassVar[Remembered] = {
+        "_attribute_index": Mask(ATTRIBUTE_INDEX_BITS),
+        "_attribute_data_next": Bool(),
+        "_misc": BYTE,
+        "_feature": BYTE,
+        "_in_retrace": Bool(),
+    }
+    parts = ("_crtc", "_sequencer", "_graphics", "_attributes", "_dac")
 
     def __init__(self, read_memory: Callable[[int, int], bytes]) -> None:
         self._read_memory = read_memory
@@ -263,11 +277,18 @@ class Vga(ByteRegisters):
             registers.index = value
 
 
-class Dac:
+class Dac(Stateful):
     """The digital-to-analogue converter's 256 colours, 6 bits each of red, green and blue: kept, and not shown."""
 
+    remembers: ClassVar[Remembered] = {
+        "_values": Memory(DAC_SIZE),
+        "_position": Number(DAC_SIZE - 1),
+        "_mask": BYTE,
+        "_state": Choice(0, DAC_READING),
+    }
+
     def __init__(self) -> None:
-        self._values = bytearray(0x300)
+        self._values = bytearray(DAC_SIZE)
         self._position = 0  # of the next component
         self._mask = 0xFF
         self._state = 0
