@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from pykvm.errors import ConfigurationError, KvmError
-from pykvm.kvm import Cap, Kvm, MpState, MpStateValue, Vcpu, Vm
+from pykvm.kvm import Cap, Kvm, MpState, MpStateValue, Vcpu, VcpuEvents, Vm
 from pykvm.machine.interrupts import IrqchipKind
 from pykvm.units import Gpa
 from pykvm.x86 import Cpuid, CpuState, check, real_mode
@@ -55,7 +55,7 @@ class Processors:
     # ---- state ----
 
     def set_state(self, state: CpuState) -> None:
-        """Set vCPU 0's registers. Raises: ConfigurationError that says in words why KVM refuses them."""
+        """Set vCPU 0's registers, and have it run. Raises: ConfigurationError that says why KVM refuses them."""
         vcpu = self.vcpus[0]
         try:
             vcpu.set_sregs(state.sregs)
@@ -63,6 +63,10 @@ class Processors:
         except KvmError as error:
             problems = check(state.regs, state.sregs)
             raise ConfigurationError("\n".join([str(error), *(f"  {problem}" for problem in problems)])) from error
+        # Nothing is left of what it was at: an interrupt on its way, an NMI not returned from, a HLT.
+        vcpu.set_vcpu_events(VcpuEvents(flags=vcpu.get_vcpu_events().flags))
+        if self._has_local_apic:
+            vcpu.set_mp_state(MpState(MpStateValue.RUNNABLE))
 
     def park_others(self) -> None:
         """Have every vCPU but the first wait for INIT and SIPI again."""
@@ -75,8 +79,6 @@ class Processors:
         for vcpu, lapic in zip(self.vcpus, self._reset_lapics, strict=False):
             vcpu.set_lapic(lapic)
         self.park_others()
-        if self._has_local_apic:
-            self.vcpus[0].set_mp_state(MpState(MpStateValue.RUNNABLE))
         self.set_state(real_mode(self.reset_sregs, vector >> 4, vector & 0xF))
 
     def activity(self, vcpu: Vcpu) -> str:

@@ -520,6 +520,48 @@ def test_no_thread_to_be_had_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
         assert machine.run(0.05).stop == TimedOut(0.05)
 
 
+EXIT = "mov $3, %al; out %al, $0xf4"
+IN_AN_NMI = """
+        .include "layout.inc"
+        .include "idt64.inc"
+        .globl  _start
+_start:
+        set_gate idt, 2, handler
+        lidt    pointer
+1:      jmp     1b
+handler:
+        mov     $3, %al
+        out     %al, $0xf4
+        jmp     .                               # no IRET: another NMI would not be taken
+pointer:
+        .word   16 * 3 - 1
+        .quad   idt
+        .bss
+        .balign 16
+idt:    .skip   16 * 3
+"""
+
+
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
+@pytest.mark.parametrize("before", [HALT, HALTED_WITH_INTERRUPTS, "ud2"], ids=["halted", "waiting", "crashed"])
+def test_what_is_loaded_runs_whatever_the_guest_before_came_to(irqchip: str, before: str) -> None:
+    with Machine("2M", irqchip=irqchip) as machine:
+        machine.load(assemble(before, mode="long"))
+        machine.run(0.1)
+        machine.load(assemble(EXIT, mode="long"))
+        assert machine.run(LONG).stop == DebugExitWritten(3)
+
+
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
+def test_what_is_loaded_is_not_inside_the_nmi_of_the_guest_before(irqchip: str) -> None:
+    with Machine("2M", irqchip=irqchip) as machine:
+        for _ in range(3):
+            machine.load(assemble(IN_AN_NMI, mode="long"))
+            machine.run(0.02)  # the NMI is for a guest that has its IDT
+            machine.nmi()
+            assert machine.run(LONG).stop == DebugExitWritten(3)
+
+
 # ---- events ----
 
 
