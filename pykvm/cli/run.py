@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     """Do it and return the exit status."""
     from pykvm.cli.display import Display
     from pykvm.cli.terminal import Quit, Terminal
-    from pykvm.machine import Interrupted, Machine, exit_status
+    from pykvm.machine import Interrupted, Machine
 
     target = find_target(options)
     settings = Settings.choose(options, target.guest)
@@ -95,26 +95,26 @@ def run(options: argparse.Namespace) -> int:
             observers=(terminal, display),
         ) as machine,
     ):
+        terminal.on_death = display.give_back
         settings.apply(machine)
         machine.load(target.image, ring=settings.ring)
         if options.screen:
             terminal.serve_keyboard(machine)
         else:
             terminal.serve_serial(machine)
+        words = ""
         try:
             with display.showing(machine):
                 result = machine.run(options.timeout)
-        except Quit:
-            terminal.restore()
-            terminal.note("quit with Ctrl-A x")
-            return exit_status(Interrupted())
-        except KeyboardInterrupt:
-            terminal.restore()
+        except KeyboardInterrupt as interrupt:
             result = machine.result(Interrupted())
-        terminal.restore()
-        terminal.write(display.rest())
-        if result.report:
-            terminal.note(result.report)
+            words = "quit with Ctrl-A x" if isinstance(interrupt, Quit) else ""
+        finally:
+            terminal.restore()
+            terminal.write(display.rest())
+        if words or result.report:
+            terminal.note(words or result.report)
+        display.save()
         return result.status
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import sys
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -132,7 +133,14 @@ class LiveScreen:
         from rich.console import Console
         from rich.live import Live
 
-        self._live = Live(console=self._console or Console(), auto_refresh=False, vertical_overflow="crop")
+        # What pykvm says on stderr is shown above the screen if that is where stderr goes, and else goes there.
+        self._live = Live(
+            console=self._console or Console(),
+            auto_refresh=False,
+            vertical_overflow="crop",
+            redirect_stdout=False,
+            redirect_stderr=sys.stderr.isatty(),
+        )
         self._live.start()
         return self
 
@@ -169,9 +177,21 @@ def check_can_save(path: str | Path) -> None:
     """Raise ConfigurationError now if ``save_png`` would after a run, as far as can be foreseen."""
     if importlib.util.find_spec("PIL") is None:
         raise ConfigurationError(f"a screenshot needs Pillow, which is not installed: {INSTALL}")
-    folder = Path(path).parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
-        raise ConfigurationError(f"{path}: cannot write the screenshot there; choose another file")
+    reason = _why_not_writable(Path(path))
+    if reason:
+        raise ConfigurationError(f"{path}: cannot write the screenshot: {reason}; choose another file")
+
+
+def _why_not_writable(path: Path) -> str:
+    try:
+        if path.is_dir():
+            return "it is a folder"
+        if not path.parent.is_dir():
+            return f"there is no folder {path.parent}"
+        is_writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    except (OSError, ValueError) as error:  # a name that is too long is no file's
+        return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return "" if is_writable else "permission denied"
 
 
 def _draw(screen: Screen) -> Picture:

@@ -39,6 +39,9 @@ HELP = "Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A"
 # Keys typed ahead of a guest that does not read them. More are dropped, with a bell.
 TYPED_AHEAD = 4096
 
+EVENTS_A_KEY = 8  # of the guest's keyboard, at most: press and release of a key and of the modifiers with it
+ROOM_KEPT = 64  # events, for an escape sequence that turns out to be none
+
 FULL = 4096  # bytes of output that wait for the end of their line at most
 
 # What would end the process without a chance to restore anything.
@@ -69,6 +72,9 @@ class Terminal:
         self._cooked: list[object] | None = None  # the settings to go back to, while raw
         self._old_handlers: dict[int, object] = {}
         self._rearm: Callable[[], None] | None = None  # wait for input, for a guest that waits for an interrupt
+        self._on_keys: Callable[[], None] | None = None  # there is input for a guest that waits for an interrupt
+        self._is_full = False  # the guest's keyboard has no room, and _on_keys is to be called again
+        self.on_death: Callable[[], None] = lambda: None  # what else to give back before a signal kills
 
     # ---- who gets the input ----
 
@@ -77,7 +83,7 @@ class Terminal:
         watch = machine.events.watch(self._stdin, machine.serial.poll)
 
         def listen() -> None:
-            self._rearm = watch.arm
+            self._rearm, self._on_keys = watch.arm, machine.serial.poll
             if self._is_terminal and self._cooked is None:
                 self._go_raw()
 
@@ -87,14 +93,17 @@ class Terminal:
         """Have all input typed on the keyboard of ``machine``: its serial port gets none."""
         from pykvm.devices import TerminalKeys
 
-        decoder = TerminalKeys()
+        decoder, keyboard = TerminalKeys(), machine.board.keyboard
 
         def take() -> None:
-            data = self._read_now(256) if not self._is_terminal else self._typed()
-            machine.board.keyboard.enqueue([*decoder.feed(data), *decoder.flush()])
-            if not self._ended:
+            room = max(0, keyboard.room - ROOM_KEPT) // EVENTS_A_KEY
+            self._is_full = room == 0  # what is not read now is read at a tick
+            data = self._typed(room) if self._is_terminal else self._read_now(room)
+            keyboard.enqueue([*decoder.feed(data), *decoder.flush()])
+            if not self._ended and not self._is_full:
                 watch.arm()
 
+        self._on_keys = take
         watch = machine.events.watch(self._stdin, take)
         with machine.lock:
             watch.arm()
@@ -134,8 +143,7 @@ class Terminal:
             if self._asked_in_vain == 1 and not self._has_input():
                 return b""
             self._go_raw()
-        self._take_keys()
-        return bytes(self._keys.popleft() for _ in range(min(limit, len(self._keys))))
+        return self._typed(limit)
 
     # ---- what the run loop calls ----
 
@@ -147,6 +155,8 @@ class Terminal:
         self._flush()
         if self._cooked is not None:
             self._take_keys()
+        if self._on_keys is not None and (self._keys or self._is_full):
+            self._on_keys()  # the keys that were taken here wake nobody else
 
     # ---- raw and back ----
 
@@ -159,7 +169,7 @@ class Terminal:
         self._cooked = None
 
     def __enter__(self) -> Self:
-        if self._is_terminal and threading.current_thread() is threading.main_thread():
+        if (self._is_terminal or self._shows_output) and threading.current_thread() is threading.main_thread():
             for number in DEADLY:
                 self._old_handlers[number] = signal.signal(number, self._on_deadly_signal)
         return self
@@ -189,6 +199,7 @@ class Terminal:
 
     def _on_deadly_signal(self, number: int, frame: FrameType | None) -> None:
         self.restore()
+        self.on_death()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
@@ -209,12 +220,10 @@ class Terminal:
 
     # ---- input ----
 
-    def _typed(self) -> bytes:
-        """Return what was typed for the guest, without commands to us."""
+    def _typed(self, limit: int) -> bytes:
+        """Return up to ``limit`` bytes of what was typed for the guest, without commands to us."""
         self._take_keys()
-        keys = bytes(self._keys)
-        self._keys.clear()
-        return keys
+        return bytes(self._keys.popleft() for _ in range(min(limit, len(self._keys))))
 
     def _take_keys(self) -> None:
         for key in self._read_now(256):
@@ -242,7 +251,7 @@ class Terminal:
                 os.write(self._stdin, b"\a")
 
     def _read_now(self, limit: int) -> bytes:
-        if self._ended:
+        if self._ended or limit == 0:
             return b""
         data = b""
         with contextlib.suppress(OSError, ValueError):  # a closed or revoked stdin has nothing to say

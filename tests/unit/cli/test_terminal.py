@@ -6,11 +6,14 @@ import io
 import os
 import pty
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
-from pykvm.cli.terminal import TYPED_AHEAD, Quit, Terminal
+from pykvm.cli.terminal import EVENTS_A_KEY, ROOM_KEPT, TYPED_AHEAD, Quit, Terminal
+from pykvm.devices import Keyboard
 
 
 @pytest.fixture
@@ -112,3 +115,75 @@ def test_input_that_ended_is_not_asked_again() -> None:
     assert terminal.read(16) == b""
     os.close(reader)
     assert terminal.read(16) == b""
+
+
+# ---- guests that wait for an interrupt ----
+
+
+class Watched:
+    """A machine as far as a terminal wakes it: its watch over stdin never fires by itself."""
+
+    def __init__(self) -> None:
+        self.polls = 0
+        self.armed = 0
+        self.serial = SimpleNamespace(poll=self.poll, on_listen=lambda: None)
+        self.events = SimpleNamespace(watch=self.watch)
+        self.board = SimpleNamespace(keyboard=Keyboard())
+        self.lock = nullcontext()
+        self.take: Callable[[], None] = lambda: None
+
+    def poll(self) -> None:
+        self.polls += 1
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> SimpleNamespace:
+        self.take = callback
+        return SimpleNamespace(arm=self.arm)
+
+    def arm(self) -> None:
+        self.armed += 1
+
+
+def test_keys_that_a_tick_finds_first_reach_the_guest_all_the_same(
+    ends: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    master, slave = ends
+    machine = Watched()
+    with Terminal(slave) as terminal:
+        terminal.serve_serial(machine)  # type: ignore[arg-type]
+        machine.serial.on_listen()
+        terminal.tick()
+        assert machine.polls == 0
+        os.write(master, b"k")
+        terminal.tick()
+        assert machine.polls == 1
+        assert terminal.read(16) == b"k"
+
+
+def test_keys_that_a_tick_finds_first_are_typed_on_the_keyboard(
+    ends: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    master, slave = ends
+    machine = Watched()
+    room = machine.board.keyboard.room
+    with Terminal(slave) as terminal:
+        terminal.serve_keyboard(machine)  # type: ignore[arg-type]
+        os.write(master, b"k")
+        terminal.tick()
+    assert machine.board.keyboard.room == room - 2, "pressed and released"
+
+
+def test_input_that_the_keyboard_has_no_room_for_waits_for_a_tick() -> None:
+    machine = Watched()
+    reader, writer = os.pipe()
+    lines = b"k" * (machine.board.keyboard.room // EVENTS_A_KEY + 10)
+    os.write(writer, lines)
+    with Terminal(reader) as terminal:
+        terminal.serve_keyboard(machine)  # type: ignore[arg-type]
+        while machine.board.keyboard.room >= ROOM_KEPT + EVENTS_A_KEY:
+            os.write(writer, lines)
+            machine.take()
+        armed, room = machine.armed, machine.board.keyboard.room
+        machine.take()
+        assert (machine.armed, machine.board.keyboard.room) == (armed, room), "nothing was read, nothing is waited for"
+    os.close(reader)
+    os.close(writer)
