@@ -110,6 +110,6 @@ def _check_count(kvm: Kvm, count: int, irqchip: IrqchipKind) -> None:
         raise ConfigurationError(f"a machine has 1 to {min(most, 255)} CPUs on this host, not {count}")
     if count > 1 and not irqchip.has_local_apic:
         raise ConfigurationError(
-            f"{count} CPUs need local APICs, by which one starts the others: choose irqchip kernel or split (--irqchip), "
-            f"not {irqchip.value}"
+            f"{count} CPUs need local APICs, by which one starts the others: choose irqchip kernel or split, "
+            f"not {irqchip.value} (--irqchip on the command line)"
         )
