@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import enum
 import mmap
+import weakref
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
 from pykvm.errors import ClosedError, GuestMemoryError, InUseError
 from pykvm.memory import layout
-from pykvm.units import PAGE_SIZE, Gpa, align_up, format_size, is_aligned, parse_size
+from pykvm.units import PAGE_SIZE, Gpa, align_down, align_up, format_size, is_aligned, parse_size
 
-__all__ = ["GuestMemory", "Region", "RegionKind"]
+__all__ = ["GuestMemory", "Region", "RegionKind", "WriteLog"]
 
 ADDRESS_LIMIT = 1 << 52  # MAXPHYADDR is at most 52 (SDM volume 3, section 4.1.4)
 ROM_FILL = b"\xff"  # what an empty ROM chip reads as
@@ -52,7 +54,10 @@ class Region:
 
     @property
     def buffer(self) -> memoryview:
-        """Return a writable view of the host memory, page-aligned: what KVM_SET_USER_MEMORY_REGION is given."""
+        """Return a writable view of the host memory, page-aligned: what KVM_SET_USER_MEMORY_REGION is given.
+
+        Unlike those of ``GuestMemory``, its writes are not logged.
+        """
         return memoryview(self.mapping)[self.offset : self.offset + self.size]
 
     @property
@@ -62,6 +67,24 @@ class Region:
 
     def __str__(self) -> str:
         return f"{self.name} {self.gpa:#x}-{self.end - 1:#x} ({format_size(self.size)})"
+
+
+class WriteLog:
+    """The pages of a GuestMemory that were written through it, by everybody but the guest."""
+
+    def __init__(self) -> None:
+        self._pages: set[Gpa] = set()
+
+    def add(self, gpa: int, size: int) -> None:
+        """Take note that ``size`` bytes at ``gpa`` are written."""
+        self._pages.update(map(Gpa, range(align_down(gpa), gpa + size, PAGE_SIZE)))
+
+    def take(self) -> set[Gpa]:
+        """Return the pages written since the last call, by the addresses they were written at."""
+        if not self._pages:
+            return self._pages
+        pages, self._pages = self._pages, set()
+        return pages
 
 
 class GuestMemory:
@@ -76,6 +99,8 @@ class GuestMemory:
     def __init__(self, size: int | str | None = None) -> None:
         self._regions: list[Region] = []
         self._starts: list[int] = []
+        self._logs: weakref.WeakSet[WriteLog] = weakref.WeakSet()
+        self._viewed: dict[Gpa, range] = {}  # by region: from the first byte that a view was made of to the last
         self._closed = False
         if size is not None:
             self._add_split_ram(parse_size(size))
@@ -135,7 +160,10 @@ class GuestMemory:
         Raises: GuestMemoryError if a part of it is a hole or a ROM; ClosedError.
         """
         done = 0
-        for part in self._parts(gpa, len(data), "write"):
+        parts = self._parts(gpa, len(data), "write")
+        for log in self._logs:
+            log.add(gpa, len(data))
+        for part in parts:
             part[:] = data[done : done + len(part)]
             done += len(part)
 
@@ -148,7 +176,10 @@ class GuestMemory:
         if gpa + size > region.end:
             raise GuestMemoryError(f"{_span(gpa, size)}: a view cannot cross the end of {region}", gpa, region.name)
         view = region.buffer[gpa - region.gpa : gpa - region.gpa + size]
-        return view.toreadonly() if region.readonly else view
+        if region.readonly:
+            return view.toreadonly()
+        self._note_view(region, gpa, size)
+        return view
 
     def read_string(self, gpa: int, limit: int = PAGE_SIZE) -> bytes:
         """Return the bytes at ``gpa`` up to a NUL, or ``limit`` bytes if there is none. Raises: GuestMemoryError."""
@@ -192,6 +223,30 @@ class GuestMemory:
     def write_u64(self, gpa: int, value: int) -> None:
         """Write 64 bits, little-endian. Raises: GuestMemoryError if ``value`` does not fit."""
         self._write_int(gpa, value, 8)
+
+    # ---- what snapshots ask ----
+
+    def log_writes(self) -> WriteLog:
+        """Return a log of what ``write`` and its like write from now on, for as long as somebody keeps it."""
+        log = WriteLog()
+        self._logs.add(log)
+        return log
+
+    def viewed_pages(self) -> Iterator[Gpa]:
+        """Return the pages that a writable view was made of: nobody knows whether, or when, they are written."""
+        for viewed in self._viewed.values():
+            yield from map(Gpa, range(align_down(viewed.start), viewed.stop, PAGE_SIZE))
+
+    def make_alike(self) -> GuestMemory:
+        """Return a new memory with the same regions, all of zeros, even the ROMs."""
+        new = GuestMemory()
+        mappings: dict[int, mmap.mmap] = {}
+        for region in self._regions:
+            key = id(region.mapping)
+            if key not in mappings:
+                mappings[key] = _map(len(region.mapping), region.name)
+            new._insert(replace(region, mapping=mappings[key]))
+        return new
 
     # ---- closing ----
 
@@ -264,6 +319,10 @@ class GuestMemory:
                 f"cannot {verb} {_span(gpa, size)}: {gpa:#x} is in no region{self._nearest(gpa)}", gpa
             )
         return region
+
+    def _note_view(self, region: Region, gpa: int, size: int) -> None:
+        before = self._viewed.get(region.gpa, range(gpa, gpa + size))
+        self._viewed[region.gpa] = range(min(before.start, gpa), max(before.stop, gpa + size))
 
     def _parts(self, gpa: int, size: int, verb: str) -> list[memoryview]:
         """Return writable views that together are ``size`` bytes at ``gpa``."""
