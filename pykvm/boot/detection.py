@@ -21,7 +21,7 @@ from pykvm.errors import AssemblerError, ImageError
 from pykvm.units import MiB, format_size
 from pykvm.x86 import Mode, to_mode
 
-__all__ = ["MAX_FILE", "assemble", "open_image"]
+__all__ = ["MAX_FILE", "assemble", "image_of", "open_image"]
 
 MAX_FILE = 256 * MiB
 ASSEMBLY_SUFFIXES = (".S", ".s")
@@ -103,8 +103,13 @@ def assemble(
             _check_text(source)
             built = build_text(source, output, mode=wanted, load=load, include=folders)
         data = _read_file(output, name)
+    return image_of(data, name=name, mode=Mode(built), entry=entry)
+
+
+def image_of(elf: bytes, *, name: str, mode: Mode, entry: int | str | None = None) -> Image:
+    """Return the guest in ``elf``, a file that ``assemble`` has made. Raises: ImageError."""
     # ld knows _start only if it is .globl, and otherwise takes the first instruction: an image knows local symbols too.
-    image = elf_image(data, name=name, mode=Mode(built), entry=entry)
+    image = elf_image(elf, name=name, mode=mode, entry=entry)
     start = next((symbol.address for symbol in image.symbols if symbol.name == START), image.entry)
     return replace(image, entry=start) if entry is None else image
 

@@ -67,19 +67,22 @@ class IoIn:
 
     reason: ClassVar[ExitReason] = ExitReason.IO
     port: int
-    size: int
+    size: int = 1
     count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class IoOut:
-    """KVM_EXIT_IO, direction out: the guest wrote ``count`` items of ``size`` bytes, little-endian, to ``port``."""
+    """KVM_EXIT_IO, direction out: the guest wrote ``count`` items of ``size`` bytes, little-endian, to ``port``.
+
+    ``data`` has ``size * count`` bytes. KVM gives every field; the defaults are for tests that write exits down.
+    """
 
     reason: ClassVar[ExitReason] = ExitReason.IO
     port: int
-    size: int
-    count: int
-    data: bytes
+    size: int = 1
+    count: int = 1
+    data: bytes = b"\0"
 
 
 @dataclass(frozen=True, slots=True)
