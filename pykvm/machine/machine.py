@@ -216,6 +216,11 @@ class Machine(Hardware):
 
     # ---- closing ----
 
+    @property
+    def closed(self) -> bool:
+        """Return whether ``close()`` has run."""
+        return self._closed
+
     def close(self) -> None:
         """Stop a run on another thread and wait for its end, then close the VM and release the memory.
 
