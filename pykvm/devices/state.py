@@ -83,6 +83,12 @@ class Stateful:
             raise ConfigurationError(f"{self.name}: this is the state of a {checked.made_for.__name__}")
         self._restore(checked)
 
+    def with_parts(self) -> Iterator[Stateful]:
+        """Return the device itself, and all that it saves and restores together with itself."""
+        yield self
+        for _, part in self._parts():
+            yield from part.with_parts()
+
     # ---- inside ----
 
     def _restored(self) -> None:

@@ -71,6 +71,8 @@ from pykvm.devices import (
     testdev,
     vga,
 )
+from pykvm.devices.device import Device
+from pykvm.devices.state import Stateful
 from pykvm.errors import ConfigurationError
 from pykvm.machine.interrupts import Interrupts
 from pykvm.memory import GuestMemory, layout, platform
@@ -127,13 +129,16 @@ class Board:
         self._mmio = mmio
         self._interrupts = interrupts
         self._wishes = wishes
+        self._optional: dict[str, Stateful] = {}
         self.on_power_button: Callable[[], None] = lambda: None  # hears of it before it has an effect
         ram_size = sum(region.size for region in memory.regions if not region.readonly)
         self.serial = Serial(serial_output, serial_input, interrupts.line(SERIAL_IRQ, "serial"))
         pio.register(self.serial, serial.COM1, serial.REGISTERS)
         mmio.register(self.serial, layout.MMIO_SERIAL, serial.REGISTERS)
-        pio.register(DebugExit(wishes.debug_exit), debugexit.PORT, debugexit.REGISTERS)
-        pio.register(DebugConsole(debugcon_output), debugcon.PORT, 1)
+        self.debug_exit = DebugExit(wishes.debug_exit)
+        pio.register(self.debug_exit, debugexit.PORT, debugexit.REGISTERS)
+        self.debug_console = DebugConsole(debugcon_output)
+        pio.register(self.debug_console, debugcon.PORT, 1)
         self.post_code = PostCode()
         pio.register(self.post_code, postcode.PORT, 1)
         self.vga = Vga(screen_memory)
@@ -148,14 +153,44 @@ class Board:
         """Plug in the optional device called ``name``. Raises: ConfigurationError if there is none of that name."""
         check_device(name)
         if name == "testdev":
-            device = PcTestdev(self._set_line)
+            self._optional[name] = device = PcTestdev(self._set_line)
             self._pio.register(device.ports, testdev.PORT, 8)
             self._pio.register(device.irq_lines, testdev.IRQ_PORT, testdev.IRQ_LINES)
             self._mmio.register(device.memory, testdev.MEMORY, testdev.MEMORY_SIZE)
         else:
-            bell = Doorbell()
+            self._optional[name] = bell = Doorbell()
             self._pio.register(bell, doorbell.PORT, doorbell.REGISTERS)
             self._wishes.on_doorbell(doorbell.PORT, doorbell.SIZE, bell.ring)
+
+    def devices(self) -> dict[str, Stateful]:
+        """Return the board's devices by name, those included that were added: all that a snapshot has to remember."""
+        chips = self._interrupts
+        controllers: dict[str, Stateful | None] = {"pic": chips.pic, "pit": chips.pit, "ioapic": chips.ioapic}
+        return {
+            "serial": self.serial,
+            "debug_exit": self.debug_exit,
+            "debug_console": self.debug_console,
+            "post_code": self.post_code,
+            "vga": self.vga,
+            "fw_cfg": self.fw_cfg,
+            **{name: chip for name, chip in controllers.items() if chip is not None},
+            "pm": self.pm,
+            "rtc": self.rtc,
+            "hpet": self.hpet,
+            "keyboard": self.keyboard,
+            "i8042": self.i8042,
+            "a20": self.a20,
+            "port_92": self.port_92,
+            "reset_control": self.reset_control,
+            "pci_config": self.pci_config,
+            **self._optional,
+        }
+
+    def others(self) -> tuple[Device, ...]:
+        """Return what is on the buses and is not the board's: devices that somebody else plugged in."""
+        own = {id(part) for device in self.devices().values() for part in device.with_parts()}
+        found = {id(place.device): place.device for bus in (self._pio, self._mmio) for place in bus.ranges}
+        return tuple(device for key, device in found.items() if key not in own)
 
     def press_power_button(self) -> None:
         """Press the power button: a guest that listens hears of it, one that sleeps wakes up. With the lock held."""
@@ -184,17 +219,21 @@ class Board:
         line = self._interrupts.line(rtc.IRQ, "RTC")
         self.rtc = Rtc(clock, line, start, cmos, self._on_rtc_alarm)
         self._pio.register(self.rtc, rtc.PORT, rtc.REGISTERS)
-        self._mmio.register(Hpet(clock), hpet.BASE, hpet.SIZE)
+        self.hpet = Hpet(clock)
+        self._mmio.register(self.hpet, hpet.BASE, hpet.SIZE)
 
     def _plug_in_keyboard(self) -> None:
-        a20, reset = A20Gate(), self._wishes.reset
+        self.a20, reset = A20Gate(), self._wishes.reset
         self.keyboard = Keyboard()
         line = self._interrupts.line(KEYBOARD_IRQ, "keyboard")
-        self.i8042 = I8042(self.keyboard, line, lambda: reset("the keyboard controller, port 0x64"), a20)
+        self.i8042 = I8042(self.keyboard, line, lambda: reset("the keyboard controller, port 0x64"), self.a20)
         self._pio.register(self.i8042.data, i8042.DATA_PORT, 1)
         self._pio.register(self.i8042.status, i8042.STATUS_PORT, 1)
-        self._pio.register(SystemControlPortA(a20, reset), resetcontrol.PORT_92, 1)
-        self._pio.register(PciConfig(ResetControl(reset)), pciconfig.PORT, pciconfig.REGISTERS)
+        self.port_92 = SystemControlPortA(self.a20, reset)
+        self._pio.register(self.port_92, resetcontrol.PORT_92, 1)
+        self.reset_control = ResetControl(reset)
+        self.pci_config = PciConfig(self.reset_control)
+        self._pio.register(self.pci_config, pciconfig.PORT, pciconfig.REGISTERS)
 
     def _on_sleep(self, state: int) -> None:
         self._wishes.sleep(state)
