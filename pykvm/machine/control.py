@@ -19,15 +19,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from pykvm.errors import InUseError
-from pykvm.machine.stop import Stop, Stopped
+from pykvm.machine.stop import Interrupted, Stop, Stopped
 
-__all__ = ["TICK", "Control", "Kickable"]
+__all__ = ["TICK", "Control", "Kickable", "Requests"]
 
 # How often a guest that runs, waits or is paused is looked in on: for time limits, Ctrl-C and output to be flushed.
 TICK = 0.1
+
+_USERS_OWN = (Stopped, Interrupted)  # stops that no guest can ask for
 
 
 class Kickable(Protocol):
@@ -42,6 +45,21 @@ class Kickable(Protocol):
 
     def nmi(self) -> None:
         """Queue a non-maskable interrupt; called by the vCPU's own thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What is asked of the vCPUs and is not done yet, as far as it is the guest's doing.
+
+    ``nmis`` is the vCPUs that are to take one; ``asleep`` says that the machine sleeps (S3), ``waking`` that it is
+    about to wake up; ``stop`` is why the next run ends at once, and ``cpu`` whose doing that is.
+    """
+
+    nmis: frozenset[int] = frozenset()
+    asleep: bool = False
+    waking: bool = False
+    stop: Stop | None = None
+    cpu: int | None = None
 
 
 class Control:
@@ -119,6 +137,35 @@ class Control:
         with self.lock:
             self._nmis.add(cpu)
             self._request()
+
+    @property
+    def has_nmi(self) -> bool:
+        """Return whether a vCPU is still to take what ``nmi()`` asked for."""
+        return bool(self._nmis)
+
+    @property
+    def stands_still(self) -> bool:
+        """Return whether there is a run, and ``pause()`` keeps every vCPU of it out of KVM_RUN."""
+        with self.lock:
+            return self._paused and bool(self._threads) and self._parked == len(self._threads)
+
+    @property
+    def requests(self) -> Requests:
+        """Return what a snapshot keeps of the requests."""
+        with self.lock:
+            stop, cpu = self._stop or (None, None)
+            if isinstance(stop, _USERS_OWN):
+                stop = cpu = None
+            return Requests(frozenset(self._nmis), self._asleep, self._wake_up is not None, stop, cpu)
+
+    def put_back(self, requests: Requests, wake_up: Callable[[], None]) -> None:
+        """Make ``requests`` those that there are, but for the user's own; ``wake_up`` is what ``wake()`` is given."""
+        with self.lock:
+            self._nmis = set(requests.nmis)
+            self._asleep, self._wake_up = requests.asleep, wake_up if requests.waking else None
+            if self._stop is None or not isinstance(self._stop[0], _USERS_OWN):
+                self._stop = None if requests.stop is None else (requests.stop, requests.cpu)
+            self._settle()
 
     def sleep(self) -> None:
         """Park every vCPU until ``wake()``. Called by a device, in the middle of an exit."""

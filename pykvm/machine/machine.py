@@ -355,7 +355,7 @@ class Machine(Hardware):
         if not is_asleep(self.vcpu):
             return False
         with self._control.others_parked(self._loops[0]):
-            return all(map(is_asleep, self.vcpus))
+            return not self._control.has_nmi and all(map(is_asleep, self.vcpus))
 
 
 def _check_apart(image: Image, state: CpuState) -> None:

@@ -45,7 +45,7 @@ class Processors:
         _check_count(kvm, count, irqchip)
         self._has_local_apic = irqchip.has_local_apic
         self.vcpus: tuple[Vcpu, ...] = tuple(resources.enter_context(vm.create_vcpu(id)) for id in range(count))
-        self.cpuid = self._make_cpuid(kvm, choose_cpuid)
+        self.cpuid = self._make_cpuid(kvm, count, choose_cpuid)
         for vcpu in self.vcpus:
             entries = self.cpuid if count == 1 else self.cpuid.with_apic_id(vcpu.id, count)
             vcpu.set_cpuid2(entries.entries)
@@ -97,8 +97,9 @@ class Processors:
 
     # ---- inside ----
 
-    def _make_cpuid(self, kvm: Kvm, choose: Callable[[Cpuid], Cpuid] | None) -> Cpuid:
-        cpuid = Cpuid(kvm.get_supported_cpuid())
+    def _make_cpuid(self, kvm: Kvm, count: int, choose: Callable[[Cpuid], Cpuid] | None) -> Cpuid:
+        # KVM offers the APIC id and the topology of that CPU of the host's which was asked.
+        cpuid = Cpuid(kvm.get_supported_cpuid()).with_apic_id(0, count)
         if kvm.check_extension(Cap.GET_TSC_KHZ):
             cpuid = cpuid.with_tsc_frequency(self.vcpus[0].get_tsc_khz(), APIC_BUS_KHZ)
         return cpuid if choose is None else choose(cpuid)
