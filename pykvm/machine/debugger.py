@@ -12,7 +12,7 @@ stops after instructions that exit by themselves: that exit takes the step's pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pykvm.kvm import Debug, GuestDebugControl, Vcpu
@@ -57,6 +57,20 @@ class Debugger:
     def stopped(self, cpu: int, exit: Debug) -> None:
         """Take note that ``exit`` of ``cpu`` ended a run: the next one goes on from there."""
         self._stopped_at[cpu] = exit.pc
+
+    @property
+    def stops(self) -> dict[int, int]:
+        """Return the vCPUs that stand at a breakpoint where they stopped, and the linear addresses of these."""
+        return dict(self._stopped_at)
+
+    def put_back(self, stops: Mapping[int, int]) -> None:
+        """Make ``stops`` what the property says. Raises: KvmError."""
+        if stops or self._stopped_at:
+            self._stopped_at = dict(stops)
+        for cpu, watched in self._watched.items():
+            if watched.leaving is not None:
+                watched.leaving = None
+                self._arm(cpu, watched)
 
     def forget_stops(self) -> None:
         """Take note that the vCPUs begin anew."""

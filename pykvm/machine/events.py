@@ -151,6 +151,11 @@ class EventLoop:
         """Stop the clock; no callback is called until ``go()``. With the lock held."""
         self._passed, self._started = self.now(), None
 
+    def set_time(self, time: int) -> None:
+        """Let the clock show ``time`` while it stands still, and forget all calls. With the lock held."""
+        self._passed = time
+        self._alarms.clear()
+
     def close(self) -> None:
         """Close the descriptors of the event loop itself; those watched are their owners'."""
         with self._control.lock:

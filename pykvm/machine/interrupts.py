@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -41,6 +41,9 @@ GSIS = 24  # what an I/O APIC has pins for
 ISA_IRQS = 16
 CASCADE = 2  # IRQ 2 is the second 8259A's way to the first
 TIMER_PIN = 2  # of the I/O APIC
+
+
+Levels = Mapping[tuple[int, int], bool]  # of lines, by GSI and which of that GSI
 
 
 class IrqchipKind(enum.Enum):
@@ -76,14 +79,18 @@ class KernelLine:
 
     def __init__(self, vm: Vm, gsi: int) -> None:
         self._vm = vm
-        self._gsi = gsi
-        self._level = False
+        self.gsi = gsi
+        self.level = False
 
     def set_level(self, level: bool) -> None:
         """Drive the line; costs an ioctl when the level changes."""
-        if level != self._level:
-            self._level = level
-            self._vm.irq_line(self._gsi, level)
+        if level != self.level:
+            self.level = level
+            self._vm.irq_line(self.gsi, level)
+
+    def put_back(self, level: bool) -> None:
+        """Have the level that a snapshot says."""
+        self.set_level(level)
 
 
 class IrqfdLine:
@@ -95,8 +102,8 @@ class IrqfdLine:
 
     def __init__(self, vm: Vm, gsi: int) -> None:
         self._vm = vm
-        self._gsi = gsi
-        self._level = False
+        self.gsi = gsi
+        self.level = False
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             vm.irqfd(self.fd, gsi)
@@ -107,15 +114,19 @@ class IrqfdLine:
     def set_level(self, level: bool) -> None:
         """Make an edge if the line goes high. Raises: ClosedError."""
         if self.fd < 0:
-            raise ClosedError(f"the irqfd of interrupt line {self._gsi} is closed")
-        if level and not self._level:
+            raise ClosedError(f"the irqfd of interrupt line {self.gsi} is closed")
+        if level and not self.level:
             os.eventfd_write(self.fd, 1)
-        self._level = level
+        self.level = level
+
+    def put_back(self, level: bool) -> None:
+        """Have the level that a snapshot says, without making an edge."""
+        self.level = level
 
     def close(self) -> None:
         """Take the eventfd off the GSI and close it; does nothing the second time."""
         if self.fd >= 0:
-            self._vm.irqfd(self.fd, self._gsi, deassign=True)
+            self._vm.irqfd(self.fd, self.gsi, deassign=True)
             os.close(self.fd)
             self.fd = -1
 
@@ -155,6 +166,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._owners: dict[int, str] = {}
         self._irqfds: list[IrqfdLine] = []
+        self._lines: list[KernelLine | IrqfdLine] = []
         self._driven: dict[int, IrqLine] = {}
 
     @property
@@ -194,6 +206,26 @@ class Interrupts:
 
     def eoi(self, vector: int) -> None:
         """Take note that a CPU ended the level-triggered interrupt ``vector`` (KVM_EXIT_IOAPIC_EOI)."""
+
+    @property
+    def levels(self) -> Levels:
+        """Return the levels of the lines into the kernel, which does not tell them: lines that are low are left out."""
+        return {place: True for place, line in self._places() if line.level}
+
+    def put_back(self, levels: Levels) -> None:
+        """Let the lines have ``levels``. Before the kernel's controllers are restored, which this may set off."""
+        left = dict(levels)
+        for place, line in self._places():
+            line.put_back(left.pop(place, False))
+        for gsi, _ in left:
+            self.drive(gsi, True)
+
+    def _places(self) -> Iterator[tuple[tuple[int, int], KernelLine | IrqfdLine]]:
+        """Return each line into the kernel, by its GSI and how many of the same GSI were made before it."""
+        counts: dict[int, int] = {}
+        for line in self._lines:
+            number = counts[line.gsi] = counts.get(line.gsi, -1) + 1
+            yield (line.gsi, number), line
 
     def close(self) -> None:
         """Close the irqfds."""
@@ -255,13 +287,16 @@ class _KernelInterrupts(Interrupts):
         self._claim(gsi, owner)
         line = IrqfdLine(self._vm, gsi)
         self._irqfds.append(line)
+        self._lines.append(line)
         return line
 
     def signal_msi(self, address: int, data: int) -> None:
         self._vm.signal_msi(address, data)
 
     def _make_line(self, gsi: int) -> IrqLine:
-        return KernelLine(self._vm, gsi)
+        line = KernelLine(self._vm, gsi)
+        self._lines.append(line)
+        return line
 
 
 class _SplitInterrupts(_UserInterrupts):
@@ -274,6 +309,7 @@ class _SplitInterrupts(_UserInterrupts):
         if not vm.check_extension(Cap.SPLIT_IRQCHIP):
             raise ConfigurationError("this host's KVM has no split irqchip: choose irqchip kernel")
         vm.enable_cap(Cap.SPLIT_IRQCHIP, (GSIS,))
+        self._routes: list[MsiRoute] = []
         self._io_apic = IoApic(self.signal_msi, on_change=self._route)
         super().__init__(clock, on_output)
         self.ioapic = self._io_apic
@@ -289,10 +325,18 @@ class _SplitInterrupts(_UserInterrupts):
             return self._io_apic.line(gsi)
         return _Both(super()._make_line(gsi), self._io_apic.line(TIMER_PIN if gsi == 0 else gsi))
 
+    def put_back(self, levels: Levels) -> None:
+        """Do as ``Interrupts``; the I/O APIC is restored already, and KVM's routing table follows it."""
+        super().put_back(levels)
+        self._route()
+
     def _route(self) -> None:
         # KVM tells of the end of those level-triggered interrupts that it finds in its routing table, and of no others.
         entries = enumerate(self._io_apic.entries)
-        self._vm.set_gsi_routing([MsiRoute(pin, e.address, e.data) for pin, e in entries if not e.masked])
+        routes = [MsiRoute(pin, e.address, e.data) for pin, e in entries if not e.masked]
+        if routes != self._routes:
+            self._vm.set_gsi_routing(routes)
+            self._routes = routes
 
 
 def make_interrupts(kind: IrqchipKind, vm: Vm, clock: Clock, on_output: Callable[[bool], None]) -> Interrupts:

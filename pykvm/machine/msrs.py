@@ -10,7 +10,8 @@ KVM_EXIT_X86_RDMSR. Leaves out the x2APIC's MSRs, 0x800 to 0x8ff, which no filte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
@@ -27,6 +28,19 @@ MOST_RANGES = 16  # KVM_MSR_FILTER_MAX_RANGES
 SPAN = 0x3000  # MSRs that one range's bitmap has room for: KVM_MSR_FILTER_MAX_BITMAP_SIZE bytes
 
 
+@dataclass(slots=True, eq=False)
+class _Cell:
+    """A register in Python."""
+
+    value: int
+
+    def read(self) -> int:
+        return self.value
+
+    def write(self, value: int) -> None:
+        self.value = value
+
+
 class MsrHandlers:
     """Who answers for which MSR. A handler may be set before the machine runs, or by another handler."""
 
@@ -34,6 +48,7 @@ class MsrHandlers:
         self._vm = vm
         self._readers: dict[int, Callable[[], int]] = {}
         self._writers: dict[int, Callable[[int], None]] = {}
+        self._cells: dict[int, _Cell] = {}
 
     def on_read(self, msr: int | str, handler: Callable[[], int]) -> None:
         """Let ``handler()`` say what RDMSR of ``msr``, a number or a name such as ``"IA32_TSC"``, reads: 64 bits.
@@ -53,9 +68,38 @@ class MsrHandlers:
 
         Raises: ConfigurationError as ``on_read`` does, or if ``value`` has more than 64 bits.
         """
-        cell = [_checked(value, f"MSR {msr} cannot hold {value!r}")]
-        self.on_read(msr, lambda: cell[0])
-        self.on_write(msr, lambda new: cell.__setitem__(0, new))
+        cell = _Cell(_checked(value, f"MSR {msr} cannot hold {value!r}"))
+        self.on_read(msr, cell.read)
+        self.on_write(msr, cell.write)
+        self._cells[_index(msr)] = cell
+
+    # ---- what snapshots keep ----
+
+    @property
+    def handled(self) -> tuple[int, ...]:
+        """Return the MSRs that have a handler."""
+        return tuple(sorted({*self._readers, *self._writers}))
+
+    @property
+    def stored(self) -> dict[int, int]:
+        """Return the MSRs that ``store`` made, and what they hold."""
+        return {index: cell.value for index, cell in self._cells.items()}
+
+    def put_back(self, stored: Mapping[int, int]) -> None:
+        """Let those that ``store`` made hold what ``stored`` says."""
+        for index, cell in self._cells.items():
+            cell.value = stored.get(index, cell.value)
+
+    def take_over(self, other: MsrHandlers) -> None:
+        """Handle what ``other`` handles: with a register of our own for each that it stores, else by its handlers."""
+        for index, cell in other._cells.items():
+            self.store(index, cell.value)
+        for index, reader in other._readers.items():
+            if index not in other._cells or reader != other._cells[index].read:
+                self.on_read(index, reader)
+        for index, writer in other._writers.items():
+            if index not in other._cells or writer != other._cells[index].write:
+                self.on_write(index, writer)
 
     # ---- what the run loop calls ----
 
@@ -75,7 +119,7 @@ class MsrHandlers:
     # ---- inside ----
 
     def _set(self, table: dict[int, T], msr: int | str, handler: T) -> None:
-        index = parse_msr(msr) if isinstance(msr, str) else msr
+        index = _index(msr)
         if not 0 <= index < 1 << 32:
             raise ConfigurationError(f"an MSR's number has 32 bits: {index:#x} does not fit")
         if index in X2APIC:
@@ -94,6 +138,10 @@ class MsrHandlers:
         reasons = MsrExitReason.UNKNOWN | MsrExitReason.INVAL | MsrExitReason.FILTER
         self._vm.enable_cap(Cap.X86_USER_SPACE_MSR, (reasons.value,))
         self._vm.x86_set_msr_filter(ranges)
+
+
+def _index(msr: int | str) -> int:
+    return parse_msr(msr) if isinstance(msr, str) else msr
 
 
 def _checked(value: int, problem: str) -> int:

@@ -68,6 +68,10 @@ class LastExits:
     def tick(self) -> None:
         """Do nothing."""
 
+    def forget(self) -> None:
+        """Forget the exits, and go on counting."""
+        self._exits.clear()
+
     def exits(self, vcpu: int = 0) -> tuple[Exit, ...]:
         """Return the exits kept of ``vcpu``, oldest first."""
         return tuple(self._exits.get(vcpu, ()))

@@ -51,6 +51,11 @@ class OutputLog:
         self._cut()
         return Output(bytes(self._kept), self._dropped)
 
+    def put_back(self, output: Output) -> None:
+        """Hold what ``output()`` returned at some time; what was forwarded meanwhile stays with those who got it."""
+        self._kept = bytearray(output.data)
+        self._dropped = output.dropped
+
     def _cut(self) -> None:
         excess = max(0, len(self._kept) - self._limit)
         del self._kept[:excess]

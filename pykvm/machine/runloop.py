@@ -196,6 +196,11 @@ class RunLoop:
         """Forget that the vCPU is halted: its registers were set anew."""
         self._halted = False
 
+    def put_back(self, is_halted: bool, time_shift: int) -> None:
+        """Be halted or not, as a snapshot says; ``time_shift`` is by how many nanoseconds it sets time forward."""
+        self._halted = is_halted
+        self._deadline += time_shift  # a run that is paused has as much time left as before
+
     @property
     def is_halted(self) -> bool:
         """Return whether the vCPU waits here, outside the kernel, for what ends its HLT."""
