@@ -15,7 +15,7 @@ import pytest
 from pykvm import Machine, assemble
 from pykvm.boot import Image
 from pykvm.errors import InUseError
-from pykvm.machine import DebugExitWritten, Halted, RunResult, Stop, Stopped, TimedOut
+from pykvm.machine import DebugExitWritten, Halted, RunResult, Stop, Stopped, TimedOut, control, runloop
 from pykvm.units import Gpa
 
 IRQCHIPS = ["none", "user", "kernel", "split"]
@@ -662,3 +662,83 @@ def test_ctrl_c_at_any_moment_leaves_nothing_behind() -> None:
             assert vcpu_threads() == []
             assert not machine.is_running
         assert machine.run(0.05).stop == TimedOut(0.05)
+
+
+# ---- requests that meet ----
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have vCPU 0 look a hundred times as often whether anything is left to run, for which it parks the others."""
+    monkeypatch.setattr(runloop, "TICK", 0.001)
+    monkeypatch.setattr(control, "TICK", 0.001)
+
+
+ONE_SPINS = "cmp $1, %edi; je 1f; 2: cli; hlt; jmp 2b; 1: incl 0x180080; jmp 1b"
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("irqchip", WITH_APIC)
+def test_pauses_while_the_others_are_parked_for_a_look_hold_all(irqchip: str) -> None:
+    with Machine("2M", irqchip=irqchip, cpus=3) as machine:
+        machine.load(several(ONE_SPINS))
+
+        def count() -> int:
+            return machine.memory.read_u32(COUNTS)
+
+        with running(machine):
+            wait_until(lambda: count() > 0)
+            for _ in range(300):
+                machine.pause()
+                for vcpu in machine.vcpus:
+                    vcpu.check_idle()
+                before = count()
+                time.sleep(0)
+                assert count() == before
+                machine.resume()
+                wait_until(lambda before=before: count() != before)  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("restless")
+def test_stops_while_the_others_are_parked_for_a_look_end_the_run() -> None:
+    with Machine("2M", irqchip="kernel", cpus=3) as machine:
+        machine.load(several(ONE_SPINS))
+        for number in range(100):
+            stopper = threading.Timer(0.0003 * (number % 20), machine.stop)
+            stopper.start()
+            assert machine.run(LONG).stop == Stopped()
+            stopper.join()
+
+
+WAKING_VECTOR = Gpa(0xE0040 + 12)  # in the FACS
+AWAKE = Gpa(0x9000)  # where a guest wakes up, in real mode: it counts at 0x9100, and sleeps again
+# incl %cs:0x100; mov $0x604, %dx; mov $0x2400, %ax; out %ax, (%dx); jmp .
+AWAKE_CODE = bytes.fromhex("2e 66 ff 06 00 01 ba 04 06 b8 00 24 ef eb fe")
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_a_guest_sleeps_and_wakes_a_hundred_times_through_pauses(cpus: int) -> None:
+    with Machine("2M", irqchip="kernel", cpus=cpus) as machine:
+        work = "cmp $0, %edi; jne 1f; 2: cmpl $CPUS, arrived; jne 2b; " + SLEEP + "; 1: out %al, $0x80; jmp 1b"
+        machine.load(several(work.replace("CPUS", str(cpus))) if cpus > 1 else assemble(SLEEP, mode="long"))
+        machine.memory.write(AWAKE, AWAKE_CODE)
+        machine.memory.write(WAKING_VECTOR, AWAKE.to_bytes(4, "little"))
+
+        def wake_up() -> None:
+            with machine.lock:
+                machine.board.press_power_button()
+
+        def woken() -> int:
+            return machine.memory.read_u32(Gpa(AWAKE + 0x100))
+
+        with running(machine) as run:
+            for number in range(100):
+                wait_until(lambda: machine._control._asleep)
+                if number % 3 == 0:
+                    machine.pause()
+                wake_up()
+                machine.resume()
+                wait_until(lambda number=number: woken() == number + 1)  # type: ignore[misc]
+            wait_until(lambda: machine._control._asleep)
+            machine.stop()
+            assert run.join() == Stopped()
