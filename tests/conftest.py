@@ -1,25 +1,22 @@
-"""What all tests share: the mark ``kvm``, a time limit, and a guest in real mode.
+"""What all tests share beside pykvm's own pytest plugin: which tests need /dev/kvm, and a guest in real mode.
 
-Tests below tests/kvm and tests/guests need /dev/kvm. Where it cannot be used they skip with the reason, or fail with
-it if PYKVM_REQUIRE_KVM=1, so that a machine that is supposed to have KVM cannot pass by skipping.
+Tests below tests/kvm and tests/guests need /dev/kvm: they get the mark ``kvm``, of which the plugin takes care. Where
+KVM cannot be used they skip with the reason, or fail with it if PYKVM_REQUIRE_KVM=1, so that a machine that is
+supposed to have KVM cannot pass by skipping.
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from pykvm.errors import KvmUnavailableError
 from pykvm.memory import layout
 from pykvm.units import Gpa, KiB
 
@@ -28,72 +25,25 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 NEED_KVM = (HERE / "kvm", HERE / "guests")
-TIME_LIMIT = 60  # seconds a test may take; a broken guest loops for ever more often than it crashes
 
 # No test may depend on how fast the machine is; and what CI says must not depend on luck.
 settings.register_profile("pykvm", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("pykvm")
 
-_why_no_kvm = pytest.StashKey[str]()
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    # For an installation that is older than the plugin and has no entry point for it.
+    if not pluginmanager.has_plugin("pykvm"):
+        import pykvm.testing.plugin
+
+        pluginmanager.register(pykvm.testing.plugin, "pykvm")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in NEED_KVM):
             item.add_marker(pytest.mark.kvm)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    if item.get_closest_marker("kvm") is not None:
-        _require_kvm(item.config)
-    with time_limit(item):
-        return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    with time_limit(item):
-        return (yield)
-
-
-def _require_kvm(config: pytest.Config) -> None:
-    if _why_no_kvm not in config.stash:
-        config.stash[_why_no_kvm] = _ask_for_kvm()
-    reason = config.stash[_why_no_kvm]
-    if not reason:
-        return
-    if os.environ.get("PYKVM_REQUIRE_KVM") == "1":
-        pytest.fail(f"PYKVM_REQUIRE_KVM=1, but KVM cannot be used: {reason}", pytrace=False)
-    pytest.skip(reason)
-
-
-def _ask_for_kvm() -> str:
-    """Return why KVM cannot be used here, or an empty string."""
-    from pykvm.kvm import Kvm
-
-    try:
-        Kvm.open().close()
-    except KvmUnavailableError as error:
-        return str(error)
-    return ""
-
-
-@contextlib.contextmanager
-def time_limit(item: pytest.Item) -> Iterator[None]:
-    """Fail ``item`` when it takes too long, wherever it hangs: a signal also gets a vCPU out of its guest."""
-
-    def give_up(number: int, frame: FrameType | None) -> None:
-        pytest.fail(f"{item.nodeid} took longer than {TIME_LIMIT} seconds")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    # The second and later alarms are for a guest that is entered between the signal and KVM_RUN.
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT, 5)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # ---- a guest in real mode ----

@@ -22,14 +22,16 @@ Kvm.open = unavailable
 """
 
 
-def run_pytest(folder: Path, plugin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def run_pytest(
+    folder: Path, plugin: str = "", setting: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the tests below ``folder`` with this project's conftest.py."""
     (folder / "conftest.py").write_text(CONFTEST.read_text() + plugin)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    kvm: needs it\n")
+    (folder / "pytest.ini").write_text(f"[pytest]\n{setting}\n")
     search = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     clean = {name: value for name, value in os.environ.items() if name != "PYKVM_REQUIRE_KVM"}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", str(folder)],
+        [sys.executable, "-m", "pytest", "-ra", "--strict-markers", "-p", "no:cacheprovider", str(folder)],
         capture_output=True,
         text=True,
         check=False,
@@ -65,6 +67,6 @@ def test_a_test_that_hangs_fails_and_the_next_one_runs(tree: Path) -> None:
     (tree / "unit" / "test_unit.py").write_text(
         "import threading\ndef test_hangs(): threading.Event().wait()\ndef test_runs(): pass\n"
     )
-    result = run_pytest(tree / "unit", "TIME_LIMIT = 0.2\n")
+    result = run_pytest(tree / "unit", setting="pykvm_timeout = 0.2")
     assert "1 failed, 1 passed" in result.stdout
     assert "test_hangs took longer than 0.2 seconds" in result.stdout
