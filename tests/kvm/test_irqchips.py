@@ -798,10 +798,10 @@ def test_an_nmi_wakes_a_guest_that_has_halted_with_interrupts_off(irqchip: str) 
 
 @pytest.mark.parametrize("irqchip", ("none", *IRQCHIPS))
 def test_an_nmi_that_races_with_hlt_is_taken_in_this_run_or_the_next(irqchip: str) -> None:
-    with bench(irqchip, "cli; tell ARRIVED; hlt; mov $DONE, %al; finish") as guest:
-        guest.port.act = lambda value: in_thread(guest.machine.nmi) if value == ARRIVED else None
-        while guest.machine.run(LIMIT).stop == Halted():
-            time.sleep(0.001)
+    with bench(irqchip, "cli; tell ARRIVED; 1: hlt; jmp 1b") as guest:
+        guest.port.act = lambda value: in_thread(guest.machine.nmi) if value == ARRIVED else guest.machine.stop()
+        while NMI not in guest.told:
+            assert guest.machine.run(LIMIT).stop in (Halted(), Stopped())
     assert guest.told == [ARRIVED, NMI]
 
 
@@ -818,7 +818,8 @@ def test_a_guest_that_waits_in_hlt_costs_no_host_cpu(irqchip: str) -> None:
             assert guest.machine.run(LIMIT).stop == Stopped()
             return time.process_time() - before
 
-    assert 5 * cpu_time(HALT) < cpu_time(SPIN)
+    # One that does not wait but look again and again costs as much every time; a host that is busy does not.
+    assert any(5 * cpu_time(HALT) < cpu_time(SPIN) for _ in range(5))
 
 
 # ---- what cannot be ----
