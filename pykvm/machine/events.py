@@ -51,7 +51,7 @@ class EventLoop:
         self._control = control
         self._alarms = AlarmQueue()
         self._watches: dict[int, Watch] = {}
-        self._always_ready: list[Watch] = []  # armed ones of files, which epoll does not take
+        self._ready: list[Watch] = []  # armed ones that epoll has told of, or does not take: files
         self._passed = 0  # nanoseconds up to the last stop
         self._started: int | None = None  # of the host's clock, while time passes
         self._in_run = False
@@ -106,7 +106,7 @@ class EventLoop:
             except FileNotFoundError:  # the first time
                 self._register(watch)
             except OSError:
-                self._always_ready.append(watch)
+                self._ready.append(watch)
             self._look_again()
 
     def forget(self, watch: Watch) -> None:
@@ -115,8 +115,8 @@ class EventLoop:
             if self._watches.get(watch.fd) is not watch:
                 return
             del self._watches[watch.fd]
-            if watch in self._always_ready:
-                self._always_ready.remove(watch)
+            if watch in self._ready:
+                self._ready.remove(watch)
             if self._epoll is not None:
                 with contextlib.suppress(OSError):  # never armed, or a file
                     self._epoll.unregister(watch.fd)
@@ -172,7 +172,7 @@ class EventLoop:
         try:
             self._open_epoll().register(watch.fd, select.EPOLLIN | select.EPOLLONESHOT)
         except OSError:  # EPERM: a file or /dev/null, which can always be read
-            self._always_ready.append(watch)
+            self._ready.append(watch)
 
     def _open_epoll(self) -> select.epoll:
         if self._epoll is None:
@@ -213,9 +213,11 @@ class EventLoop:
     def _call_due(self) -> None:
         if self._started is None:
             return
-        ready, self._always_ready = self._always_ready, []
-        for watch in ready:
-            self._deliver(watch)
+        for _ in range(len(self._ready)):  # and not those that arm themselves again meanwhile
+            if self._ready and self._started is not None:
+                watch = self._ready.pop(0)
+                watch.is_armed = False
+                watch.callback()
         now = self.now()
         while (when := self._alarms.next_time()) is not None and when <= now and self._started is not None:
             callback = self._alarms.pop()
@@ -226,13 +228,13 @@ class EventLoop:
         """Return the nanoseconds to wait; None if only a descriptor can end it."""
         if self._started is None:
             return None
-        if self._always_ready:
+        if self._ready:
             return 0
         when = self._alarms.next_time()
         return None if when is None else max(0, when - self.now())
 
     def _wait(self, nanoseconds: int | None) -> None:
-        """Wait for a descriptor, or ``nanoseconds``, and call whom the descriptor belongs to. Without the lock."""
+        """Wait for a descriptor, or ``nanoseconds``, and note which watch is to be called. Without the lock."""
         if nanoseconds is not None and nanoseconds < MILLISECOND:
             time.sleep(nanoseconds / SECOND)
             nanoseconds = 0
@@ -247,12 +249,4 @@ class EventLoop:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(fd)
                 elif fd in self._watches and self._watches[fd].is_armed:
-                    self._deliver(self._watches[fd])
-
-    def _deliver(self, watch: Watch) -> None:
-        if self._started is None:
-            # Paused: the watch has fired and is off; it is armed again, and fires when time goes on.
-            self._always_ready.append(watch)
-        else:
-            watch.is_armed = False
-            watch.callback()
+                    self._ready.append(self._watches[fd])

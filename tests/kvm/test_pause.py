@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
 import signal
@@ -9,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -588,6 +591,33 @@ def test_an_event_may_pause_the_machine() -> None:
                 vcpu.check_idle()
             machine.resume()
             assert run.join() == TimedOut(0.2)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_error_over_one_descriptor_does_not_lose_another(kind: str, broken: int, tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def hear(number: int) -> None:
+        if number == broken:
+            raise ZeroDivisionError
+        heard.append(number)
+
+    with Machine("1M") as machine, contextlib.ExitStack() as descriptors:
+        machine.load(SPIN)
+        for number in range(2):
+            if kind == "pipe":
+                reader, writer = os.pipe()
+                descriptors.callback(os.close, writer)
+                os.write(writer, b"x")
+            else:
+                reader = os.open(tmp_path, os.O_RDONLY)
+            descriptors.callback(os.close, reader)
+            machine.events.watch(reader, functools.partial(hear, number)).arm()
+        with pytest.raises(ZeroDivisionError):
+            machine.run(LONG)
+        assert machine.run(0.1).stop == TimedOut(0.1)
+        assert heard == [1 - broken]
 
 
 # ---- Ctrl-C ----
