@@ -512,6 +512,32 @@ def test_no_edge_from_another_thread_is_lost_or_doubled(code: str, edges: int, i
         count_edges(guest, lambda: guest.pulse(5), told=5, edges=edges)
 
 
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
+@pytest.mark.parametrize("code", [SPIN, HALT], ids=["spinning", "halted"])
+def test_edges_made_during_a_pause_arrive_after_it(code: str, irqchip: str) -> None:
+    with bench(irqchip, code) as guest:
+        machine, started = guest.machine, threading.Event()
+        guest.port.act = lambda value: started.set() if value == ARRIVED else None
+
+        def pause_and_make_edges() -> None:
+            started.wait(LIMIT)
+            for irqs in ((5,), (12, 5, 3)):
+                machine.pause()
+                before = guest.count
+                guest.pulse(*irqs)
+                time.sleep(0.005)
+                assert guest.count == before
+                machine.resume()
+                while guest.count < before + len(irqs):
+                    time.sleep(0.001)
+            machine.stop()
+
+        thread = in_thread(pause_and_make_edges)
+        assert machine.run(LIMIT).stop == Stopped()
+        thread.join()
+    assert guest.told == [ARRIVED, 5, 12, 3, 5]
+
+
 @pytest.mark.parametrize("code", [SPIN, HALT], ids=["spinning", "halted"])
 def test_no_edge_of_an_irqfd_is_lost_or_doubled(code: str) -> None:
     with bench("kernel", code) as guest:

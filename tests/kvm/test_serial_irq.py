@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import pty
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from pykvm import Machine, assemble
-from pykvm.cli.terminal import Terminal
+from pykvm.cli.terminal import Quit, Terminal
 from pykvm.devices.serial import Msr
 from pykvm.machine import DebugExitWritten, Stopped
 
@@ -380,3 +382,51 @@ def wait_at_the_end(irqchip: str) -> tuple[float, float]:
     assert result.stop == Stopped()
     assert result.serial.data == b"the end"
     return waited, worked
+
+
+# ---- input from a terminal ----
+
+
+@contextmanager
+def at_a_terminal(irqchip: str) -> Iterator[tuple[Machine, Port, Callable[[bytes], object]]]:
+    """A guest that echoes what is typed by the function that comes with it, from when it is ready."""
+    master, slave = pty.openpty()
+    with (
+        os.fdopen(master, "wb", buffering=0) as keys,
+        os.fdopen(slave, "rb", buffering=0),
+        Terminal(slave, io.BytesIO()) as terminal,
+        Machine(
+            "2M", irqchip=irqchip, serial_output=terminal.write, serial_input=terminal.read, observers=[terminal]
+        ) as machine,
+    ):
+        port = load(machine, PROGRAMS["trigger 14"])
+        terminal.serve_serial(machine)
+        yield machine, port, keys.write
+
+
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
+def test_what_is_typed_reaches_a_guest_that_waits_for_the_interrupt(irqchip: str) -> None:
+    typed = [b"hello", b"\r", b"\x03", b"x" * 50, b"\x01\x01", bytes([END])]
+    with at_a_terminal(irqchip) as (machine, port, write):
+
+        def type_keys() -> None:
+            for keys in typed:
+                write(keys)
+                time.sleep(0.003)
+
+        thread = threading.Thread(target=type_keys, daemon=True)
+        port.act = lambda value: thread.start()  # raw by now
+        result = machine.run(LIMIT)
+        thread.join()
+    assert result.stop == DebugExitWritten(END)
+    assert result.serial.data == b"hello\r\x03" + b"x" * 50 + b"\x01"
+
+
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
+def test_ctrl_a_x_ends_a_run_whose_guest_is_halted(irqchip: str) -> None:
+    with at_a_terminal(irqchip) as (machine, port, write):
+        timer = threading.Timer(0.05, write, [b"\x01x"])
+        port.act = lambda value: timer.start()
+        with pytest.raises(Quit):
+            machine.run(LIMIT)
+        timer.join()
