@@ -81,7 +81,7 @@ class Number(Kind[int]):
 
     def save(self, value: int) -> Json:
         """Return ``value``."""
-        return value
+        return int(value)  # of an IntEnum's member the number
 
     def check(self, data: object, where: str) -> int:
         """Return the number."""
@@ -102,7 +102,7 @@ class Mask(Kind[int]):
 
     def save(self, value: int) -> Json:
         """Return ``value``."""
-        return value
+        return int(value)  # of an IntEnum's member the number
 
     def check(self, data: object, where: str) -> int:
         """Return the number."""
