@@ -127,7 +127,7 @@ class Tap:
     def begin(self, setup: Setup, board: Board) -> None:
         """Begin to tell what happens to ``board``."""
         self._journal.begin(setup, self.clock)
-        board.keyboard.on_keys = lambda events, queued: self._tell(Keys(events, queued))
+        board.keyboard.on_keys = self._on_keys
         board.on_power_button = lambda: self._tell(PowerButton())
 
     def serial_input(self, read: Callable[[int], bytes] | None) -> Callable[[int], bytes] | None:
@@ -161,6 +161,10 @@ class Tap:
             ring(times)
 
         return tell_and_ring
+
+    def _on_keys(self, events: tuple[KeyEvent, ...], queued: bool) -> None:
+        if events:
+            self._tell(Keys(events, queued))
 
     def _tell(self, event: Event) -> None:
         self._journal.tell(event, inside=self._is_inside())
