@@ -182,6 +182,11 @@ class ScriptedVcpu(StandInVcpu):
         return self._position
 
     @property
+    def last(self) -> Exit | None:
+        """Return the exit of the list that was made last, None if none was."""
+        return self._exits[self._position - 1] if self._position else None
+
+    @property
     def ready_for_interrupt_injection(self) -> bool:
         """Whether the guest has interrupts on."""
         return self.interruptible

@@ -9,30 +9,42 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pykvm.observe import Recorder, minimize, read_recording, replay
     from pykvm.testing.assembly import Assembler
     from pykvm.testing.exits import ANY, AllExits, assert_exits, like
     from pykvm.testing.farend import LoneSerial, Wire
     from pykvm.testing.guest import GuestResult, Guests, WatchedMachine, run_guest
+    from pykvm.testing.scripted import DeviceBench, ScriptedVcpu, ScriptResult, run_script
 
 __all__ = [
     "ANY",
     "AllExits",
     "Assembler",
+    "DeviceBench",
     "GuestResult",
     "Guests",
     "LoneSerial",
+    "Recorder",
+    "ScriptResult",
+    "ScriptedVcpu",
     "WatchedMachine",
     "Wire",
     "assert_exits",
     "like",
+    "minimize",
+    "read_recording",
+    "replay",
     "run_guest",
+    "run_script",
 ]
 
 _HOMES = {
+    "pykvm.observe": ("Recorder", "minimize", "read_recording", "replay"),
     "pykvm.testing.assembly": ("Assembler",),
     "pykvm.testing.exits": ("ANY", "AllExits", "assert_exits", "like"),
     "pykvm.testing.farend": ("LoneSerial", "Wire"),
     "pykvm.testing.guest": ("GuestResult", "Guests", "WatchedMachine", "run_guest"),
+    "pykvm.testing.scripted": ("DeviceBench", "ScriptResult", "ScriptedVcpu", "run_script"),
 }
 
 
