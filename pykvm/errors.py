@@ -25,6 +25,7 @@ __all__ = [
     "PagingError",
     "PykvmError",
     "RecordingError",
+    "SnapshotError",
     "UnansweredReadError",
     "UnclaimedAccessError",
 ]
@@ -129,6 +130,10 @@ class UnclaimedAccessError(BusError):
 
 class ConfigurationError(PykvmError):
     """A machine, a CPU mode or a run was asked for with values that cannot work together."""
+
+
+class SnapshotError(PykvmError):
+    """A snapshot cannot be taken now, or a file is none, is damaged, or does not belong to this version or host."""
 
 
 class ImageError(PykvmError):

@@ -192,6 +192,11 @@ class Vcpu(VcpuState, StatsSource):
 
     # ---- everything at once ----
 
+    @property
+    def is_settled(self) -> bool:
+        """Return whether the last exit's instruction is finished, so that the registers tell the truth."""
+        return not self._incomplete
+
     def find_msrs(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
         """Return those MSRs of ``indices`` that can be read and written back here, and those that cannot."""
         self._check_usable("asked for its MSRs")

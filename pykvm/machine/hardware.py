@@ -23,6 +23,7 @@ from pykvm.kvm import Cap, Hypercall, Kvm, Vcpu
 from pykvm.machine.board import Board, Wishes
 from pykvm.machine.control import Control
 from pykvm.machine.debugger import Debugger
+from pykvm.machine.dirty import DirtyPages
 from pykvm.machine.events import EventLoop
 from pykvm.machine.interrupts import Interrupts, IrqchipKind, make_interrupts
 from pykvm.machine.journal import Journal, Setup, Tap
@@ -61,6 +62,27 @@ class Outside:
     journal: Journal | None = None
 
 
+class _Bell:
+    """An eventfd that a guest rings, and who hears how often."""
+
+    def __init__(self, fd: int, callback: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._callback = callback
+
+    def take(self) -> int:
+        """Return how often it rang since the last call."""
+        try:
+            return os.eventfd_read(self._fd)
+        except BlockingIOError:  # taken already
+            return 0
+
+    def hear(self) -> None:
+        """Pass on how often it rang, if it did."""
+        times = self.take()
+        if times:
+            self._callback(times)
+
+
 class Hardware:
     """The parts of a machine, made and not running: the base of ``Machine``, which says what the arguments mean."""
 
@@ -77,9 +99,11 @@ class Hardware:
         dirty: DirtyTracking | None,
     ) -> None:
         self._dirty = dirty
-        self._harvested: set[Gpa] = set()  # dirty pages that had to be taken out of a full ring
+        self._devices = tuple(devices)
+        self._strict_io = outside.strict_io
+        self._coalesced: list[tuple[int, int, bool]] = []
         self._hypercalls: dict[int, Callable[[Hypercall], int]] = {}
-        self._bells: list[Callable[[], None]] = []  # of doorbells: pass on what has rung
+        self._bells: list[_Bell] = []
         self._control = Control()
         self._handlers = ExitHandlers()
         self._resources = ExitStack()
@@ -181,6 +205,7 @@ class Hardware:
         if not self.vm.check_extension(needed):
             raise ConfigurationError(f"this host's KVM cannot keep writes back (KVM_CAP_{needed.name})")
         self.vm.register_coalesced_mmio(address, size, pio=pio)
+        self._coalesced.append((address, size, pio))
         self._handlers.drain = self.vm.drain_coalesced
 
     def on_doorbell(
@@ -205,18 +230,13 @@ class Hardware:
         self._resources.callback(os.close, fd)
         self.vm.ioeventfd(address, size, fd, pio=pio, datamatch=datamatch)
 
-        def hear() -> None:
-            try:
-                times = os.eventfd_read(fd)
-            except BlockingIOError:  # heard already, at the end of a run
-                return
-            callback(times)
+        bell = _Bell(fd, callback)
 
         def on_ring() -> None:
-            hear()
+            bell.hear()
             watch.arm()
 
-        self._bells.append(hear)
+        self._bells.append(bell)
         watch = self.events.watch(fd, on_ring)
         watch.arm()
 
@@ -229,9 +249,10 @@ class Hardware:
         if self._dirty is None:
             raise ConfigurationError('nobody keeps track of dirty pages: Machine(dirty="log") or "ring"')
         self._check_still("asked for dirty pages", *range(len(self.vcpus)))
-        pages = self._harvested.union(self.vm.dirty_pages())
-        self._harvested = set()
-        return iter(sorted(pages))
+        self._dirty_pages.collect()
+        pages = sorted(self._written)
+        self._written.clear()
+        return iter(pages)
 
     # ---- inside ----
 
@@ -241,6 +262,9 @@ class Hardware:
     def _open_kvm(self, irqchip: IrqchipKind, cpus: int, choose_cpuid: Callable[[Cpuid], Cpuid] | None) -> None:
         kvm = self._resources.enter_context(Kvm.open())
         self.vm = self._resources.enter_context(kvm.create_vm())
+        self._dirty_pages = DirtyPages(self.vm)
+        self._written = self._dirty_pages.join() if self._dirty is not None else set()
+        self._msr_indices = tuple(kvm.get_msr_index_list())
         # VT-x without "unrestricted guest" runs real mode inside a hidden task and page table.
         if self.vm.check_extension(Cap.SET_IDENTITY_MAP_ADDR):
             self.vm.set_identity_map_addr(layout.IDENTITY_MAP)
@@ -248,7 +272,7 @@ class Hardware:
             self.vm.set_tss_addr(layout.TSS_REGION)
         if self._dirty is DirtyTracking.RING:
             self.vm.enable_dirty_ring(RING_SIZE)
-            self._handlers.dirty_ring_full = self._harvest
+            self._handlers.dirty_ring_full = self._dirty_pages.collect
         self._map(self.memory)
         if self._screen is not self.memory:
             self._map(self._screen)
@@ -360,14 +384,29 @@ class Hardware:
     def _on_port_doorbell(self, port: int, size: int, callback: Callable[[int], None]) -> None:
         self.on_doorbell(port, size, callback if self._tap is None else self._tap.doorbell(port, callback), pio=True)
 
+    def _act_like(self, other: Hardware) -> None:
+        """Answer hypercalls and MSRs as ``other`` does, and let KVM keep back the same writes."""
+        for nr, handler in other._hypercalls.items():
+            self.on_hypercall(nr, handler)
+        for address, size, pio in other._coalesced:
+            self.coalesce(address, size, pio=pio)
+        self.msr.take_over(other.msr)
+
+    def _own_memory(self, memory: GuestMemory) -> None:
+        """Close ``memory``, which this was made with, together with everything else, and after it."""
+        everything_else = self._resources.pop_all()
+        self._resources.enter_context(memory)
+        self._resources.enter_context(everything_else)
+
     def _hear_bells(self) -> None:
         """Hear the rings at the end of a run that nobody has heard yet."""
         with self.lock:
-            for hear in self._bells:
-                hear()
+            for bell in self._bells:
+                bell.hear()
 
-    def _harvest(self) -> None:
-        self._harvested.update(self.vm.dirty_pages())
+    def _forget_rings(self) -> None:
+        for bell in self._bells:
+            bell.take()
 
     def _read_screen(self, offset: int, size: int) -> bytes:
         start = layout.VGA_TEXT + offset

@@ -2,7 +2,7 @@
 
 It ties the layers together: memory slots from ``GuestMemory``, the vCPUs, the interrupt controllers, the mainboard with
 its devices, and a run loop for each vCPU. Everything it does can be done by hand with ``pykvm.kvm``; docs/book shows
-both. Leaves out so far: snapshots.
+both. Leaves out what a machine is made of: see ``hardware``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,8 @@ from pykvm.machine.output import OutputLog
 from pykvm.machine.report import Scene, report
 from pykvm.machine.result import CpuResult, RunResult
 from pykvm.machine.runloop import DeferredInterrupt, RunLoop
+from pykvm.machine.snapshot import Snapshot
+from pykvm.machine.snapshotter import Parts, Snapshotter
 from pykvm.machine.stop import Breakpoint, Crashed, Interrupted, Stop, Stopped, TimedOut
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import GiB, format_size
@@ -82,6 +84,7 @@ class Machine(Hardware):
         )
         super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty))
         self._last_exits = LastExits()
+        self._snapshotter: Snapshotter | None = None
         self._make_loops((self._last_exits, *observers))
 
     # ---- loading and running ----
@@ -200,6 +203,87 @@ class Machine(Hardware):
             stop, cpu, cpus, self._serial_log.output(), self._debugcon_log.output(), exits, last_exits, duration, text
         )
 
+    # ---- snapshots ----
+
+    def snapshot(self) -> Snapshot:
+        """Return what this machine is now: memory, CPUs, interrupt controllers, devices and what they printed.
+
+        It can be restored any number of times, here or into another machine that was made alike, and saved to a file.
+        The machine must not run, or be paused. From the first snapshot on KVM keeps track of the pages that the guest
+        writes, which costs it a little at the first write to each.
+
+        Raises: InUseError while the machine runs; ConfigurationError if a device on one of its buses cannot be saved;
+        SnapshotError if a CPU is in the middle of an instruction that cannot be finished; KvmError.
+        """
+        with self._standing_still("saved"):
+            return self._get_snapshotter().take(self._image)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make this machine what ``snapshot`` is, without running anything.
+
+        Time goes back as well, and what was printed since is not in the next result; who got it as it came keeps it.
+        ``stop()`` and ``pause()`` stay in force, and so do breakpoints, observers and handlers.
+
+        Raises: InUseError while the machine runs; ConfigurationError if it was not made alike, and then nothing
+        changes; KvmError if this host's KVM refuses a part: only another ``restore()`` mends the machine then.
+        """
+        if self._journal is not None:
+            raise ConfigurationError("a machine whose run is being recorded cannot go back: restore() before recording")
+        with self._standing_still("restored"):
+            self._get_snapshotter().restore(snapshot)
+            self._image = snapshot.image or self._image
+            self._last_exits.forget()
+
+    def fork(
+        self,
+        *,
+        serial_output: Callable[[bytes], object] | None = None,
+        serial_input: Callable[[int], bytes] | None = None,
+        debugcon_output: Callable[[bytes], object] | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> Machine:
+        """Return a new machine that is what this one is now; the two have nothing to do with each other from then on.
+
+        It is a context manager as any machine. Guest memory is its own; handlers of MSRs and hypercalls are shared,
+        but for what ``msr.store`` holds. Breakpoints, doorbells and whoever watches this machine it does not have.
+
+        Raises: ConfigurationError if somebody has plugged in a device, of which there is no second: make the other
+        machine yourself, and ``restore()`` it; and as ``snapshot``.
+        """
+        others = self.board.others()
+        if others:
+            raise ConfigurationError(
+                f"there is no second {others[0].name} for another machine: make it yourself, and restore(snapshot)"
+            )
+        snapshot = self.snapshot()
+        memory = self.memory.make_alike()
+        try:
+            child = Machine(
+                memory,
+                irqchip=self.interrupts.kind,
+                cpus=len(self.vcpus),
+                cpuid=lambda _: self.cpuid,
+                devices=self._devices,
+                dirty=None if self._dirty is None else self._dirty.value,
+                serial_output=serial_output,
+                serial_input=serial_input,
+                debugcon_output=debugcon_output,
+                strict_io=self._strict_io,
+                observers=observers,
+            )
+        except BaseException:
+            memory.close()
+            raise
+        child._own_memory(memory)
+        try:
+            child._act_like(self)
+            child._get_snapshotter().begin_empty()
+            child.restore(snapshot)
+        except BaseException:
+            child.close()
+            raise
+        return child
+
     # ---- looking and reaching in ----
 
     @property
@@ -252,6 +336,50 @@ class Machine(Hardware):
         self._check_open()
         if self.is_running:
             raise InUseError("this machine is running: stop() it, and set it up when run() has returned")
+
+    @contextlib.contextmanager
+    def _standing_still(self, purpose: str) -> Iterator[None]:
+        """Keep every vCPU out of KVM_RUN meanwhile, and hold the lock. Raises: InUseError if one is inside."""
+        self._check_open()
+        inside = self._control.current_cpu() is not None or self.events.is_calling
+        starts_none = not inside and self._run_lock.acquire(blocking=False)
+        try:
+            with self.lock:
+                if inside or not (starts_none or self._control.stands_still):
+                    raise InUseError(f"this machine runs and cannot be {purpose}: pause() or stop() it first")
+                yield
+        finally:
+            if starts_none:
+                self._run_lock.release()
+
+    def _get_snapshotter(self) -> Snapshotter:
+        if self._snapshotter is None:
+            self._snapshotter = Snapshotter(self._parts())
+        return self._snapshotter
+
+    def _parts(self) -> Parts:
+        return Parts(
+            vm=self.vm,
+            vcpus=self.vcpus,
+            msrs=self._msr_indices,
+            cpuid=self.cpuid,
+            memories=(self.memory,) if self._screen is self.memory else (self.memory, self._screen),
+            dirty=self._dirty_pages,
+            pio=self.pio,
+            mmio=self.mmio,
+            board=self.board,
+            interrupts=self.interrupts,
+            events=self.events,
+            clock=self._clock,
+            control=self._control,
+            loops=self._loops,
+            debugger=self._debugger,
+            handlers=self.msr,
+            serial_log=self._serial_log,
+            debugcon_log=self._debugcon_log,
+            forget_rings=self._forget_rings,
+            wake_up=self._wake_up,
+        )
 
     def _set_up(self, mode: Mode, entry: int, ring: int, page_size: int | None) -> CpuState:
         if page_size == GiB and not self.cpuid.has("pdpe1gb"):

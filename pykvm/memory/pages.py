@@ -34,10 +34,6 @@ class PageTable:
         """Return ``pages`` by the addresses that a PageImage knows them by."""
         return map(self._owner, pages) if self._aliases else pages
 
-    def has(self, page: int) -> bool:
-        """Return whether ``page`` is one of these, by the address that a PageImage knows it by."""
-        return page % PAGE_SIZE == 0 and any(region.gpa <= page < region.end for region in self._own)
-
     def capture(self) -> dict[Gpa, bytes]:
         """Return all pages that are not zeros."""
         return {page: data for region in self._own for page, data in _pages_of(region)}

@@ -1,0 +1,322 @@
+"""Takes snapshots of one machine and restores them, any number of times and fast.
+
+Most of a machine is memory, and most of that does not change. From the first snapshot on KVM keeps track of the pages
+that the guest writes, and guest memory of those that we do; so it is known which pages differ from the ``base``, the
+snapshot that was taken or restored last:
+
+    restore the base        only those pages are written
+    restore another         those, and where the two snapshots differ
+    take a snapshot         only those pages are read; all others are shared with the base
+
+Nobody else's idea of which pages are dirty changes by that: see ``dirty``. What is restored comes in this order:
+
+    pending instructions are abandoned, for they would go on later; then memory, which that may have changed
+    the clock, then the devices, which ask it for their alarms
+    interrupt lines, whose edges the kernel's controllers would see; these then, and the CPUs with their local APICs
+
+See: ``pykvm.kvm.saved`` for the order within a CPU. Leaves out what is outside: what was printed stays printed, files
+and other ends of lines are where they are; and timers inside the kernel, which begin their period anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from pykvm.boot import Image
+from pykvm.devices import Bus, Clock
+from pykvm.devices.state import State, Stateful
+from pykvm.errors import ConfigurationError, KvmError, SnapshotError
+from pykvm.kvm import CpuidEntry, Vcpu, Vm
+from pykvm.machine.board import Board
+from pykvm.machine.control import Control
+from pykvm.machine.debugger import Debugger
+from pykvm.machine.dirty import DirtyPages
+from pykvm.machine.events import EventLoop
+from pykvm.machine.interrupts import Interrupts
+from pykvm.machine.msrs import MsrHandlers
+from pykvm.machine.output import OutputLog
+from pykvm.machine.runloop import RunLoop
+from pykvm.machine.snapshot import Shape, Situation, Snapshot
+from pykvm.memory import GuestMemory, Region, RegionKind
+from pykvm.memory.pages import PageImage, PageTable, differing
+from pykvm.units import Gpa
+from pykvm.x86 import Cpuid, msr_name
+
+__all__ = ["Parts", "Snapshotter"]
+
+
+@runtime_checkable
+class _HasState(Protocol):
+    """A device that somebody plugged in, and that can be saved: ``Stateful`` or something like it."""
+
+    def save(self) -> State:
+        """Return the state as plain data."""
+
+    def restore(self, state: State) -> None:
+        """Be as ``state`` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a machine is made of, for who saves and restores it.
+
+    ``msrs`` is KVM_GET_MSR_INDEX_LIST, ``forget_rings`` drops what doorbells have rung and nobody has heard,
+    ``wake_up`` is what ends a sleep.
+    """
+
+    vm: Vm
+    vcpus: tuple[Vcpu, ...]
+    msrs: tuple[int, ...]
+    cpuid: Cpuid
+    memories: tuple[GuestMemory, ...]
+    dirty: DirtyPages
+    pio: Bus
+    mmio: Bus
+    board: Board
+    interrupts: Interrupts
+    events: EventLoop
+    clock: Clock
+    control: Control
+    loops: tuple[RunLoop, ...]
+    debugger: Debugger
+    handlers: MsrHandlers
+    serial_log: OutputLog
+    debugcon_log: OutputLog
+    forget_rings: Callable[[], None]
+    wake_up: Callable[[], None]
+
+
+class Snapshotter:
+    """Saves and restores the machine made of ``parts``. All with its lock held, and with no vCPU in KVM_RUN."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._pages = PageTable(*parts.memories)
+        self._slots = len(parts.vm.slots)
+        self._logs = [memory.log_writes() for memory in parts.memories]
+        self._msrs, self.refused_msrs = parts.vcpus[0].find_msrs(parts.msrs)
+        self._around: object = None  # what the shape and the devices were found from
+        self._shape: Shape | None = None
+        self._devices: dict[str, _HasState] = {}
+        self._written: set[Gpa] | None = None  # by the guest, since the base; None: nobody has counted yet
+        self._base: Callable[[], PageImage | None] = _unknown
+        self._losses = 0
+        self._checked: weakref.WeakKeyDictionary[Snapshot, list[tuple[Callable[..., None], object]]]
+        self._checked = weakref.WeakKeyDictionary()
+
+    def take(self, image: Image | None) -> Snapshot:
+        """Return what the machine is now. Raises: SnapshotError, ConfigurationError, KvmError."""
+        parts = self._parts
+        shape = self._look_around()
+        self._settle()
+        vcpus = tuple(vcpu.save_state(self._msrs) for vcpu in parts.vcpus)
+        situation = Situation(
+            parts.clock.now(),
+            tuple(loop.is_halted for loop in parts.loops),
+            parts.control.requests,
+            parts.debugger.stops,
+            parts.handlers.stored,
+            parts.interrupts.levels,
+            parts.serial_log.output(),
+            parts.debugcon_log.output(),
+        )
+        devices = {name: copy.deepcopy(device.save()) for name, device in self._devices.items()}
+        snapshot = Snapshot(shape, self._take_memory(), vcpus, parts.vm.save_state(), devices, situation, image)
+        self._base = _memory_of(snapshot)
+        return snapshot
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make the machine what ``snapshot`` says.
+
+        Raises: ConfigurationError if it is of another shape, or a device cannot have been in such a state, before
+        anything changes; KvmError.
+        """
+        parts, situation = self._parts, snapshot.situation
+        self._check_shape(snapshot)
+        states = self._checked.get(snapshot) or self._check_states(snapshot)
+        for vcpu in parts.vcpus:
+            vcpu.abandon()
+        parts.vm.drain_coalesced()
+        parts.forget_rings()
+        self._restore_memory(snapshot)
+        shift = situation.time - parts.events.now()
+        parts.events.set_time(situation.time)
+        for restore, state in states:
+            restore(state)
+        parts.interrupts.put_back(situation.levels)
+        parts.vm.load_state(snapshot.vm)
+        for vcpu, saved in zip(parts.vcpus, snapshot.vcpus, strict=True):
+            vcpu.load_state(saved)
+        for loop, is_halted in zip(parts.loops, situation.halted, strict=True):
+            loop.put_back(is_halted, shift)
+        parts.debugger.put_back(situation.stops)
+        parts.handlers.put_back(situation.stored_msrs)
+        parts.serial_log.put_back(situation.serial)
+        parts.debugcon_log.put_back(situation.debugcon)
+        parts.control.put_back(situation.requests, parts.wake_up)
+
+    def begin_empty(self) -> None:
+        """Take it that memory is all zeros, as in a machine that was just made: it need not be looked at then."""
+        self._count_writes()
+        self._base = dict
+
+    # ---- what the machine is ----
+
+    def _look_around(self) -> Shape:
+        """Return the machine's shape, looked at anew if somebody has plugged a device in or out."""
+        parts = self._parts
+        slots = len(parts.vm.slots)
+        around = (parts.pio.ranges, parts.mmio.ranges, parts.handlers.handled, slots)
+        if self._shape is None or around != self._around:
+            if slots != self._slots:
+                raise ConfigurationError("the VM has memory slots that this machine did not make: nobody can save them")
+            self._devices = {**parts.board.devices(), **self._devices_of_others()}
+            self._shape = self._make_shape()
+            self._around = around
+            self._checked.clear()
+        return self._shape
+
+    def _devices_of_others(self) -> dict[str, _HasState]:
+        found: dict[str, _HasState] = {}
+        for device in self._parts.board.others():
+            if not isinstance(device, _HasState):
+                raise ConfigurationError(
+                    f"the device {device.name} cannot be saved: give it save() and restore(), as "
+                    "pykvm.devices.Stateful does, or take it off the bus"
+                )
+            found[f"{device.name} ({len(found)})"] = device
+        return found
+
+    def _make_shape(self) -> Shape:
+        parts, cpus = self._parts, len(self._parts.vcpus)
+        regions = [region for memory in parts.memories for region in memory.regions]
+        return Shape(
+            cpus,
+            parts.interrupts.kind.value,
+            tuple(_describe(region, regions) for region in regions),
+            tuple(f"{bus.name} {place}" for bus in (parts.pio, parts.mmio) for place in bus.ranges),
+            tuple(msr_name(index) for index in parts.handlers.handled),
+            # On one CPU of a host and another, KVM says different things about topology.
+            tuple(f"leaf {_registers(entry)}" for entry in parts.cpuid.with_apic_id(0, cpus).entries),
+        )
+
+    def _check_shape(self, snapshot: Snapshot) -> None:
+        shape = self._look_around()
+        if snapshot.shape is not shape and snapshot.shape != shape:
+            raise ConfigurationError(
+                f"this machine is not like the one that the snapshot is of: {shape.differences(snapshot.shape)}"
+            )
+
+    def _check_states(self, snapshot: Snapshot) -> list[tuple[Callable[..., None], object]]:
+        """Return what to call with what, so that the devices are as in ``snapshot``; kept for the next time."""
+        states: list[tuple[Callable[..., None], object]] = []
+        for name, device in self._devices.items():
+            if name not in snapshot.devices:
+                raise ConfigurationError(f"the snapshot has no state of the device {name}")
+            state = snapshot.devices[name]
+            if isinstance(device, Stateful):
+                states.append((device.restore, device.check(state)))
+            else:
+                states.append((_restore_copy, (device, state)))
+        self._checked[snapshot] = states
+        return states
+
+    # ---- instructions ----
+
+    def _settle(self) -> None:
+        parts = self._parts
+        for loop, vcpu in zip(parts.loops, parts.vcpus, strict=True):
+            loop.settle()
+            if not vcpu.is_settled:
+                raise SnapshotError(
+                    f"CPU {vcpu.id} is in the middle of an instruction that cannot be finished: a read that nobody "
+                    "answered, or one with more than 64 exits; run() on, and take the snapshot then"
+                )
+        for write in parts.vm.drain_coalesced():
+            parts.loops[0].handle(write)
+
+    # ---- memory ----
+
+    def _count_writes(self) -> None:
+        """Have KVM, and guest memory, tell of writes from now on."""
+        if self._written is None:
+            self._parts.vm.log_dirty_pages()
+            self._written = self._parts.dirty.join()
+        self._changed()
+
+    def _changed(self) -> Iterable[Gpa] | None:
+        """Return the pages that were written since this was asked last; None if nobody knows."""
+        parts, written = self._parts, self._written
+        if written is None:
+            return None
+        losses = parts.dirty.losses
+        with contextlib.suppress(KvmError):  # a ring ran over, which is one more loss
+            parts.dirty.collect()
+        for log in self._logs:
+            written |= log.take()
+        pages = list(self._pages.owners(written))
+        written.clear()
+        lost, self._losses = losses != self._losses or parts.dirty.losses != losses, parts.dirty.losses
+        return None if lost else pages
+
+    def _viewed(self) -> list[Gpa]:
+        viewed = [page for memory in self._parts.memories for page in memory.viewed_pages()]
+        return list(self._pages.owners(viewed)) if viewed else viewed
+
+    def _take_memory(self) -> PageImage:
+        base, changed = self._base(), self._changed()
+        if base is None or changed is None:
+            self._count_writes()
+            return self._pages.capture()
+        return self._pages.capture_again(base, [*changed, *self._viewed()])
+
+    def _restore_memory(self, snapshot: Snapshot) -> None:
+        base, changed, wanted = self._base(), self._changed(), snapshot.memory
+        self._base = _unknown  # until it is done
+        if base is None or changed is None:
+            self._count_writes()
+            self._pages.put_back_different(wanted)
+        else:
+            if base is not wanted:
+                changed = {*changed, *differing(wanted, base)}
+            self._pages.put_back(wanted, changed)
+            self._pages.put_back_different(wanted, self._viewed())
+        self._base = _memory_of(snapshot)
+
+
+def _unknown() -> None:
+    """Return the memory of a base that there is not."""
+
+
+def _memory_of(snapshot: Snapshot) -> Callable[[], PageImage | None]:
+    """Return what returns the memory of ``snapshot``, for as long as somebody else keeps that."""
+    reference = weakref.ref(snapshot)
+
+    def memory() -> PageImage | None:
+        kept = reference()
+        return None if kept is None else kept.memory
+
+    return memory
+
+
+def _restore_copy(device: tuple[_HasState, State]) -> None:
+    """Restore a device that may change, later on, what it is given."""
+    device[0].restore(copy.deepcopy(device[1]))
+
+
+def _describe(region: Region, regions: list[Region]) -> str:
+    where = f"{region.kind.value} {region.gpa:#x}-{region.end - 1:#x}"
+    if region.kind is not RegionKind.ALIAS:
+        return where
+    owner = next(own for own in regions if own.kind is not RegionKind.ALIAS and own.mapping is region.mapping)
+    return f"{where} of {owner.gpa + region.offset:#x}"
+
+
+def _registers(entry: CpuidEntry) -> str:
+    registers = " ".join(f"{getattr(entry, name):08x}" for name in ("eax", "ebx", "ecx", "edx"))
+    return f"{entry.function:#x}.{entry.index} {registers}"
