@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Skip or fail a test that cannot have KVM; limit the time its fixtures take."""
-    _detect_leaks(item.config)
+    _detect_leaks(item)
     if item.get_closest_marker("kvm") is not None:
         _require_kvm(item.config)
     with _time_limit(item):
@@ -238,12 +238,13 @@ def _ask_for_kvm() -> str:
     return ""
 
 
-def _detect_leaks(config: pytest.Config) -> None:
+def _detect_leaks(item: pytest.Item) -> None:
     # Only where there is something to leak: other projects' tests do not pay for the import.
-    if _detector not in config.stash and "pykvm.kvm" in sys.modules:
+    uses_pykvm = "pykvm.kvm" in sys.modules or NEEDS_KVM in _fixtures_of(item)
+    if uses_pykvm and _detector not in item.config.stash:
         from pykvm.testing.leaks import LeakDetector
 
-        config.stash[_detector] = LeakDetector().__enter__()
+        item.config.stash[_detector] = LeakDetector().__enter__()
 
 
 def _seconds(item: pytest.Item) -> float:
