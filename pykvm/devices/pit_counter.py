@@ -166,9 +166,19 @@ class Still:
 
 Phase = Run | Still
 
-CONTROLS = tuple(
-    control for control in range(Control.COUNTER.value & -Control.COUNTER.value) if control & Control.ACCESS.value
-)
+CONTROL_BITS = (Control.ACCESS | Control.MODE | Control.BCD).value
+
+
+def meaning(control: int) -> tuple[Mode, Access, int]:
+    """Return what the bits of a control word say: the mode, how counts are accessed, and their modulus."""
+    mode = (control & Control.MODE.value) >> 1
+    chosen = Mode(mode & 0b011 if mode > Mode.HARDWARE_STROBE.value else mode)
+    access = Access((control & Control.ACCESS.value) >> 4)
+    return chosen, access, 10_000 if control & Control.BCD.value else 0x10000
+
+
+# Every control word that is not a command to latch.
+MEANING = {control: meaning(control) for control in range(CONTROL_BITS + 1) if control & Control.ACCESS.value}
 COUNT = Number(0x10000, 1)
 RUN = Record(Run, mode=Member(Mode), count=COUNT, modulus=Choice(10_000, 0x10000), origin=TIME)
 STILL = Record(Still, held_value=Number(0xFFFF), held_output=Bool(), since=TIME, paused=Maybe(RUN))
@@ -180,7 +190,7 @@ class Counter(Stateful):
     remembers: ClassVar[Remembered] = {
         "_gate": Bool(),
         "_tick": TIME,
-        "_control": Choice(*CONTROLS),
+        "_control": Choice(*MEANING),
         "_count": Maybe(COUNT),
         "_null_count": Bool(),
         "_first_byte": Maybe(BYTE),
@@ -198,7 +208,7 @@ class Counter(Stateful):
 
     def program(self, control: int) -> None:
         """Take a control word that is meant for this counter, and is not a latch command."""
-        self._control = control & (Control.ACCESS | Control.MODE | Control.BCD).value
+        self._control = control & CONTROL_BITS
         self._restored()
         self._count: int | None = None  # the one last written, 1 to the modulus
         self._null_count = True
@@ -210,10 +220,7 @@ class Counter(Stateful):
         self._phase: Phase = Still(0, self._mode is not Mode.INTERRUPT_ON_TERMINAL_COUNT)
 
     def _restored(self) -> None:
-        mode = (self._control & Control.MODE.value) >> 1
-        self._mode = Mode(mode & 0b011 if mode > Mode.HARDWARE_STROBE.value else mode)
-        self._access = Access((self._control & Control.ACCESS.value) >> 4)
-        self._modulus = 10_000 if self._control & Control.BCD.value else 0x10000
+        self._mode, self._access, self._modulus = MEANING[self._control]
 
     # ---- time ----
 

@@ -100,7 +100,7 @@ class Stateful:
         for name, template in checked.templates:
             setattr(self, name, template.copy())
         if checked.parts:
-            for (_, part), state in zip(self._parts(), checked.parts, strict=True):
+            for part, state in zip(self._part_list(), checked.parts, strict=True):
                 part._restore(state)
         self._restored()
 
@@ -125,6 +125,17 @@ class Stateful:
                 yield _key(name), part
             else:
                 yield from ((f"{_key(name)}_{number}", one) for number, one in enumerate(part))
+
+    def _part_list(self) -> list[Stateful]:
+        """Return the parts in the same order, without the names, which would take longer than restoring them."""
+        found: list[Stateful] = []
+        for name in self.parts:
+            part = getattr(self, name)
+            if isinstance(part, Stateful):
+                found.append(part)
+            else:
+                found.extend(part)
+        return found
 
 
 def _key(attribute: str) -> str:
