@@ -5,6 +5,7 @@
     2     wrong use: an unknown option, a missing or malformed image
     69    KVM cannot be used here (EX_UNAVAILABLE of sysexits.h)
     74    stdout, or a file, cannot be written (EX_IOERR)
+    76    a replay is answered otherwise than its recording (EX_PROTOCOL)
     124   the time limit was reached
     125   the guest crashed
     130   interrupted with Ctrl-C
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from pykvm.cli import cpuid, disasm, doctor, guests, run
+from pykvm.cli import cpuid, disasm, doctor, guests, replay, run
 from pykvm.cli.streams import discard_output, fill_closed_streams, say
 from pykvm.errors import KvmError, KvmUnavailableError, PykvmError
 
@@ -42,7 +43,8 @@ exit status:
   v<<1 | 1  the guest wrote v to port 0xf4 (low 8 bits)
   2         wrong use: an unknown option, a missing or malformed image
   69        KVM cannot be used here
-  74        stdout cannot be written
+  74        stdout, or a recording, cannot be written
+  76        replay: the devices answer otherwise than in the recording
   124       the time limit was reached
   125       the guest crashed
   130       interrupted with Ctrl-C, or quit with Ctrl-A x
@@ -104,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, guests, doctor, cpuid, disasm):
+    for module in (run, replay, guests, doctor, cpuid, disasm):
         module.add_parser(commands)
     return parser
 

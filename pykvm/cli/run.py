@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pykvm.cli.arguments import add_image_options, count, find_target, size
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from pykvm.cli.terminal import Terminal
     from pykvm.devices import Unclaimed
     from pykvm.machine import Machine
+    from pykvm.observe import Recorder
 
 __all__ = ["add_parser"]
 
@@ -69,6 +73,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "terminal the serial output follows at the end",
     )
     parser.add_argument("--screenshot", metavar="FILE.png", help="save the last screen as a picture (needs Pillow)")
+    parser.add_argument(
+        "--record", metavar="FILE", help="write every exit and its answer to FILE, for 'pykvm replay FILE'"
+    )
     parser.set_defaults(command=run)
 
 
@@ -81,7 +88,10 @@ def run(options: argparse.Namespace) -> int:
     target = find_target(options)
     settings = Settings.choose(options, target.guest)
     display = Display(options.screen, options.screenshot)
+    if options.record is not None and _is_same_file(options.record, options.target):
+        raise ConfigurationError(f"--record {options.record} would overwrite the guest: name another file")
     with (
+        _recording(options.record, target.image.name) as recorders,
         Terminal() as terminal,
         Machine(
             settings.memory,
@@ -92,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
             serial_input=None if options.screen else terminal.read,
             debugcon_output=display.hold_back if display.is_live else terminal.write,
             on_unclaimed=UnclaimedNotes(terminal),
-            observers=(terminal, display),
+            observers=(terminal, display, *recorders),
         ) as machine,
     ):
         terminal.on_death = display.give_back
@@ -116,6 +126,25 @@ def run(options: argparse.Namespace) -> int:
             terminal.note(words or result.report)
         display.save()
         return result.status
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except (OSError, ValueError):  # one of them is no file, or no file yet
+        return False
+
+
+@contextmanager
+def _recording(path: str | None, guest: str) -> Iterator[tuple[Recorder, ...]]:
+    """Record to the file ``path`` if there is one. Raises: OSError."""
+    if path is None:
+        yield ()
+        return
+    from pykvm.observe import Recorder
+
+    with Recorder(path, guest=guest) as recorder:
+        yield (recorder,)
 
 
 @dataclass(frozen=True, slots=True)

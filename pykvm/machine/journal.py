@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pykvm.devices import Alarm, Clock, KeyEvent, ManualClock
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pykvm.machine.board import Board
 
 __all__ = [
+    "NO_MACHINE",
     "Event",
     "Input",
     "Journal",
@@ -53,6 +54,10 @@ class Setup:
     irqchip: str
     devices: tuple[str, ...]
     start: datetime
+
+
+# For who records no machine, but exits given to devices by hand.
+NO_MACHINE = Setup(1, (), "none", (), datetime(1970, 1, 1, tzinfo=UTC))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,13 @@ what a line is, ``pykvm.machine.journal`` for what is told beside the exits. Lea
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pykvm.kvm import Exit, IoIn, IoOut, MmioRead, MmioWrite, ReadExit, Wrmsr
 from pykvm.machine import Interrupted, Stop
-from pykvm.machine.journal import Event, Input, MemoryRead, Setup, StepClock
+from pykvm.machine.journal import NO_MACHINE, Event, Input, MemoryRead, Setup, StepClock
 from pykvm.observe.recording import (
     UNFINISHED,
     BrokenOff,
@@ -36,9 +35,6 @@ __all__ = ["Recorder"]
 
 BUFFER = 1 << 16  # bytes that wait for a tick at most
 MOST_BEHIND = 64  # events that wait for the answer of their exit
-
-# For who records no machine, but a few exits given to an observer by hand.
-NO_MACHINE = Setup(1, (), "none", (), datetime(1970, 1, 1, tzinfo=UTC))
 
 
 class Recorder:

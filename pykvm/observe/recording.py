@@ -123,11 +123,12 @@ Line = ExitLine | EventLine | EndLine
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recording in memory; ``name`` is that of its file."""
+    """A recording in memory; ``name`` is that of its file, for messages, and ``path`` the file itself."""
 
     header: Header
     lines: tuple[Line, ...]
     name: str = "recording"
+    path: str = ""
 
     def number(self, position: int) -> int:
         """Return which line of the file ``lines[position]`` is, counted from 1: the header is the first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -62,7 +62,7 @@ def read_recording(path: str | Path) -> Recording:
     try:
         with Path(path).open("rb") as file:
             texts = enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1)
-            return _read(texts, name)
+            return replace(_read(texts, name), path=str(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecordingError(f"{name}: cannot be read: {reason}") from None

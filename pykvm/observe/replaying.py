@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
-from pykvm.errors import MsrRefusedError, PykvmError, RecordingError
+from pykvm.errors import ConfigurationError, MsrRefusedError, PykvmError, RecordingError
 from pykvm.kvm import Debug, Exit, Intr, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr
 from pykvm.machine import (
     Breakpoint,
@@ -212,12 +212,11 @@ class _Replay:
         """Let everything happen that came from outside before the next exit, interrupt or end."""
         while isinstance(line := self._next, EventLine) and not isinstance(line.event, Interrupt):
             self._position += 1
-            self._bench.advance(line)
+            self._advance(line)
             try:
                 self._bench.play(line)
             except PykvmError as error:
-                number = self._recording.number(self._position - 1)
-                raise RecordingError(f"{self._recording.name}: line {number}: event: {error}") from error
+                raise self._error("event", error) from error
 
     def check_answer(self, data: bytes) -> None:
         """Compare what a device answers with what was answered."""
@@ -255,9 +254,19 @@ class _Replay:
         self._current = self._position
         self._position += 1
         self._exits += 1
-        self._bench.advance(line)
+        self._advance(line)
         self._bench.prepare(line)
         return line.exit
+
+    def _advance(self, line: ExitLine | EventLine) -> None:
+        try:
+            self._bench.advance(line)
+        except ConfigurationError as error:
+            raise self._error("t", error) from error
+
+    def _error(self, field: str, error: Exception) -> RecordingError:
+        number = self._recording.number(self._position - 1)
+        return RecordingError(f"{self._recording.name}: line {number}: {field}: {error}")
 
     def _end_run(self, stop: Stop | BrokenOff) -> None:
         if isinstance(stop, OWN_DOING):

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from pykvm.devices import Bus, IrqLine, ManualClock
-from pykvm.errors import PykvmError, RecordingError
+from pykvm.devices import Alarm, Bus, IrqLine, ManualClock
+from pykvm.errors import ConfigurationError, PykvmError, RecordingError
 from pykvm.kvm import Vm
 from pykvm.machine import Control, DebugExitWritten, IrqchipKind, PoweredOff, ResetRequested
 from pykvm.machine.board import Board, Wishes
@@ -25,6 +25,31 @@ __all__ = ["Workbench"]
 PORTS = 1 << 16
 ADDRESSES = 1 << 52  # the widest guest-physical address that x86 allows (MAXPHYADDR)
 S3 = 3
+MOST_CALLS = 200_000
+
+
+class BoundedClock(ManualClock):
+    """A clock that refuses to make more than ``MOST_CALLS`` calls in one step, as an edited recording may want."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = 0
+
+    def advance(self, nanoseconds: int) -> None:
+        """Let time pass. Raises: ConfigurationError if there are too many calls on the way."""
+        self._calls = 0
+        super().advance(nanoseconds)
+
+    def call_at(self, when: int, callback: Callable[[], None]) -> Alarm:
+        """Call ``callback`` during the ``advance()`` that reaches ``when``."""
+
+        def count_and_call() -> None:
+            self._calls += 1
+            if self._calls > MOST_CALLS:
+                raise ConfigurationError(f"devices have more than {MOST_CALLS} alarms on the way to t")
+            callback()
+
+        return super().call_at(when, count_and_call)
 
 
 class Workbench:
@@ -37,7 +62,7 @@ class Workbench:
         self, setup: Setup, memory: GuestMemory, output: Callable[[bytes], object], *, with_board: bool
     ) -> None:
         self.pio, self.mmio = Bus("port", PORTS), Bus("MMIO", ADDRESSES)
-        self.clock = ManualClock()
+        self.clock = BoundedClock()
         self.control = Control()
         self._memory = memory
         kind = IrqchipKind(setup.irqchip)
@@ -74,7 +99,7 @@ class Workbench:
     # ---- what the recording has beside the exits ----
 
     def advance(self, line: ExitLine | EventLine) -> None:
-        """Turn the clock to the time of ``line``."""
+        """Turn the clock to the time of ``line``. Raises: ConfigurationError."""
         self.clock.advance(line.time - self.clock.now())
 
     def prepare(self, line: ExitLine) -> None:

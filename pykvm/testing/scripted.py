@@ -1,7 +1,7 @@
-"""Devices tested without KVM: a list of exits goes through the very run loop and buses that a guest's exits go through.
+r"""Devices tested without KVM: a list of exits goes through the run loop and buses that a guest's exits go through.
 
-    result = run_script([IoOut(0x300, data=b"\\x01"), IoIn(0x301)], pio={0x300: (Lamp(), 2)})
-    assert result.replies == [b"\\x01"]
+    result = run_script([IoOut(0x300, data=b"\x01"), IoIn(0x301)], pio={0x300: (Lamp(), 2)})
+    assert result.replies == (b"\x01",)
 
 /dev/kvm is not opened. What KVM would never report is refused, and so is an answer that it would not take: see
 ``pykvm.machine.scripted``. Leaves out the guest: there is no memory and there are no registers.
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pykvm.devices import Bus, Device, ManualClock
 from pykvm.kvm import Exit
 from pykvm.machine import Control, ExitHandlers, Observer, RunLoop, Stop, Stopped
+from pykvm.machine.journal import NO_MACHINE, Journal, StepClock
 from pykvm.machine.scripted import ScriptedVcpu
 from pykvm.testing.farend import Wire
 
@@ -49,8 +50,8 @@ class ScriptResult:
 class DeviceBench:
     """Two buses, ``pio`` and ``mmio``, a ``clock`` that goes on by ``advance()``, and a run loop between them.
 
-    ``handlers`` answer MSR accesses and hypercalls; ``observers`` look on; with ``strict`` an access that no device
-    claims is an error. ``control`` is what a device is given to end the run: see ``stop()``.
+    ``handlers`` answer MSR accesses and hypercalls; ``observers`` look on, a ``Recorder`` for instance; with ``strict``
+    an access that no device claims is an error. ``control`` is what a device is given to end the run: see ``stop()``.
 
     Raises: BusError if two devices claim an address.
     """
@@ -70,6 +71,9 @@ class DeviceBench:
         self.control = Control()
         self._handlers = handlers
         self._observers = observers
+        self._journals = [observer for observer in observers if isinstance(observer, Journal)]
+        for journal in self._journals:
+            journal.begin(NO_MACHINE, StepClock(self.clock, lambda: None))
         for bus, devices in ((self.pio, pio or {}), (self.mmio, mmio or {})):
             for base, (device, length) in devices.items():
                 bus.register(device, base, length)
@@ -99,6 +103,8 @@ class DeviceBench:
             raise
         finally:
             self.control.take()
+        for journal in self._journals:
+            journal.end(stop)
         return ScriptResult(stop, tuple(vcpu.replies), vcpu.position)
 
 
