@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from pykvm.boot import Image
-from pykvm.devices import Device, Unclaimed
+from pykvm.devices import Unclaimed
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Exit, IoOut, MmioWrite, Regs, Sregs
 from pykvm.machine import DEFAULT_TIMEOUT, IrqchipKind, Machine, Observer, Output, RunResult, Stop
 from pykvm.memory import GuestMemory
 from pykvm.testing.assembly import Assembler, Place, caller
 from pykvm.testing.exits import AllExits, ExitPattern, assert_exits, select
+from pykvm.testing.scripted import Devices
 from pykvm.x86 import Cpuid, Mode
 
 __all__ = ["GuestResult", "Guests", "WatchedMachine", "run_guest"]
@@ -200,8 +201,8 @@ class Guests:
         syntax: str = "att",
         registers: Mapping[str, int] | None = None,
         input: bytes = b"",
-        ports: Mapping[range, Device] | None = None,
-        mmio: Mapping[range, Device] | None = None,
+        pio: Devices | None = None,
+        mmio: Devices | None = None,
         setup: Callable[[Machine], object] | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         ring: int = 0,
@@ -212,9 +213,9 @@ class Guests:
 
         ``mode`` is "real", "protected", "paged", "pae" or "long", by default what the first ``.code16`` or the like
         says, else long; ``syntax`` "att" or "intel". ``registers`` are set before the first instruction:
-        ``{"rax": 5}``. ``input`` waits at the serial port. ``ports`` and ``mmio`` plug devices in:
-        ``{range(0x500, 0x508): Dice()}``. ``setup(machine)`` is called before the run, for what else there is to do.
-        ``timeout`` is in seconds; ``options`` are those of ``Machine``.
+        ``{"rax": 5}``. ``input`` waits at the serial port. ``pio`` and ``mmio`` plug devices in, with how many
+        addresses each has: ``pio={0x500: (Dice(), 2)}``. ``setup(machine)`` is called before the run, for what else
+        there is to do. ``timeout`` is in seconds; ``options`` are those of ``Machine``.
 
         Raises: AssemblerError, at the snippet's own line; what ``Machine`` and ``Machine.run`` do.
         """
@@ -225,7 +226,7 @@ class Guests:
             options["serial_input"] = _Input(input).take
         machine = self._machine_for_snippet(options)
         machine.place = place
-        _plug_in(machine, ports or {}, mmio or {})
+        _plug_in(machine, pio or {}, mmio or {})
         machine.load(image, mode=mode, ring=ring, load=load if isinstance(code, bytes) else None)
         _set_registers(machine, registers or {})
         if setup is not None:
@@ -293,10 +294,10 @@ class _Input:
         return taken
 
 
-def _plug_in(machine: Machine, ports: Mapping[range, Device], mmio: Mapping[range, Device]) -> None:
-    for bus, devices in ((machine.pio, ports), (machine.mmio, mmio)):
-        for where, device in devices.items():
-            bus.register(device, where.start, len(where))
+def _plug_in(machine: Machine, pio: Devices, mmio: Devices) -> None:
+    for bus, devices in ((machine.pio, pio), (machine.mmio, mmio)):
+        for base, (device, length) in devices.items():
+            bus.register(device, base, length)
 
 
 def _set_registers(machine: Machine, registers: Mapping[str, int]) -> None:

@@ -23,10 +23,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pykvm.observe import Recording, ReplayResult
     from pykvm.testing.assembly import Assembler
     from pykvm.testing.farend import LoneSerial
     from pykvm.testing.guest import GuestResult, Guests, WatchedMachine
     from pykvm.testing.leaks import LeakDetector
+    from pykvm.testing.scripted import ScriptResult
 
 __all__: list[str] = []  # pytest finds hooks and fixtures by their names
 
@@ -194,6 +198,37 @@ def serial() -> LoneSerial:
     from pykvm.testing.farend import LoneSerial
 
     return LoneSerial()
+
+
+@pytest.fixture
+def scripted_vcpu() -> Callable[..., ScriptResult]:
+    """Test devices with a list of exits, without KVM: ``scripted_vcpu([IoIn(0x500)], pio={0x500: (Dice(), 2)})``.
+
+    See ``pykvm.testing.run_script``, which this is.
+    """
+    from pykvm.testing.scripted import run_script
+
+    return run_script
+
+
+@pytest.fixture
+def replay(request: pytest.FixtureRequest) -> Callable[..., ReplayResult]:
+    """Replay a recording on the devices of today, without KVM: ``replay("boot.jsonl")``, beside the test's file.
+
+    An answer that is not as recorded fails the test. The other arguments are those of ``pykvm.testing.replay``.
+    """
+    from pykvm import observe
+
+    def run(recording: Recording | str | Path, *args: object, **options: object) -> ReplayResult:
+        __tracebackhide__ = True
+        if not isinstance(recording, observe.Recording):
+            recording = request.path.parent / recording
+        result = observe.replay(recording, *args, **options)  # type: ignore[arg-type]
+        if result.divergence is not None:
+            raise AssertionError(str(result.divergence)) from result.divergence.error
+        return result
+
+    return run
 
 
 # ---- inside ----

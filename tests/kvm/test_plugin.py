@@ -87,6 +87,46 @@ def test_the_fixtures_run_guests(project: pytest.Pytester) -> None:
     result.assert_outcomes(passed=5)
 
 
+def test_devices_are_tested_and_recordings_replayed_without_kvm(project: pytest.Pytester) -> None:
+    result = run(
+        project,
+        """
+        import pytest
+        from pykvm import Machine, assemble
+        from pykvm.kvm import IoIn, IoOut
+        from pykvm.testing import Recorder
+
+        class Register:
+            name = "register"
+            value = b"\\0"
+            def read(self, offset, size): return self.value
+            def write(self, offset, data): self.value = data
+
+        class Stuck(Register):
+            def write(self, offset, data): pass
+
+        SCRIPT = [IoOut(0x500, data=b"x"), IoIn(0x500)]
+
+        def test_script(scripted_vcpu):
+            assert scripted_vcpu(SCRIPT, pio={0x500: (Register(), 1)}).replies == (b"x",)
+
+        def test_record(machine, request):
+            recorder = Recorder(request.path.parent / "it.jsonl")
+            recorded = machine("1M", observers=[recorder])
+            recorded.pio.register(Register(), 0x500, 1)
+            recorded.load(assemble("mov $0x500, %dx; mov $'x', %al; out %al, %dx; in %dx, %al; hlt", mode="real"))
+            recorded.run()
+            recorder.close()
+
+        def test_replay(replay):
+            assert replay("it.jsonl", lambda bench: bench.pio.register(Register(), 0x500, 1)).exits == 3
+            with pytest.raises(AssertionError, match="register"):
+                replay("it.jsonl", lambda bench: bench.pio.register(Stuck(), 0x500, 1))
+        """,
+    )
+    result.assert_outcomes(passed=3)
+
+
 def test_machines_are_closed_after_each_test(project: pytest.Pytester) -> None:
     result = run(
         project,
