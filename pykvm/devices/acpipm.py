@@ -24,7 +24,7 @@ from typing import ClassVar
 
 from pykvm.devices.clock import SECOND, Clock
 from pykvm.devices.device import ByteRegisters
-from pykvm.devices.fields import TIME, Bool, Mask, Maybe, Memory
+from pykvm.devices.fields import TIME, Bool, Mask, Maybe, Memory, Number
 from pykvm.devices.irq import IrqLine
 from pykvm.devices.state import Remembered, Stateful
 from pykvm.memory import platform
@@ -124,7 +124,7 @@ class AcpiPm(Stateful):
         "_en": Mask(EN_BITS),
         "_cnt": Mask(CNT_BITS),
         "_level": Bool(),
-        "_halves": TIME,
+        "_halves": Number(2**31),  # of which the nanoseconds are a TIME
         "_due": Maybe(TIME),
     }
     parts = ("smi_command",)

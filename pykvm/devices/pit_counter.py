@@ -22,7 +22,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pykvm.devices.fields import BYTE, TIME, Bool, Choice, Either, Maybe, Member, Number, Record
+from pykvm.devices.fields import BYTE, Bool, Choice, Either, Maybe, Member, Number, Record
 from pykvm.devices.state import Remembered, Stateful
 
 __all__ = ["Access", "Control", "Counter", "Mode", "Phase", "Run", "Status", "Still"]
@@ -180,8 +180,9 @@ def meaning(control: int) -> tuple[Mode, Access, int]:
 # Every control word that is not a command to latch.
 MEANING = {control: meaning(control) for control in range(CONTROL_BITS + 1) if control & Control.ACCESS.value}
 COUNT = Number(0x10000, 1)
-RUN = Record(Run, mode=Member(Mode), count=COUNT, modulus=Choice(10_000, 0x10000), origin=TIME)
-STILL = Record(Still, held_value=Number(0xFFFF), held_output=Bool(), since=TIME, paused=Maybe(RUN))
+TICK = Number(2**53, -(2**53))  # of which the nanoseconds are a TIME
+RUN = Record(Run, mode=Member(Mode), count=COUNT, modulus=Choice(10_000, 0x10000), origin=TICK)
+STILL = Record(Still, held_value=Number(0xFFFF), held_output=Bool(), since=TICK, paused=Maybe(RUN))
 
 
 class Counter(Stateful):
@@ -189,7 +190,7 @@ class Counter(Stateful):
 
     remembers: ClassVar[Remembered] = {
         "_gate": Bool(),
-        "_tick": TIME,
+        "_tick": TICK,
         "_control": Choice(*MEANING),
         "_count": Maybe(COUNT),
         "_null_count": Bool(),
@@ -197,7 +198,7 @@ class Counter(Stateful):
         "_second_is_next": Bool(),
         "_latched_count": Maybe(Number(0xFFFF)),
         "_latched_status": Maybe(BYTE),
-        "_load_at": Maybe(TIME),
+        "_load_at": Maybe(TICK),
         "_phase": Either(RUN, STILL),
     }
 

@@ -294,7 +294,16 @@ RIGS: dict[str, tuple[Callable[[], Rig], list[list[Step]]]] = {
         [writes(0, (3, 0x34), (0, 0), (0, 1)), writes(0, (3, 0x36), (0, 99), (0, 9)), writes(0, (3, 0xC2), (3, 0xB1))],
     ),
     "ioapic": (ioapic_rig, [IOAPIC_PIN, [("write", 0, 0x40, b"\x31")], [("read", 0, 0x10, bytes(4))]]),
-    "pm": (pm_rig, [writes(0, (2, 1), (4, 1)), writes(0, (3, 5), (4, 1)), writes(1, (0, 2)), writes(0, (5, 0x34))]),
+    "pm": (
+        pm_rig,
+        [
+            [("wait", 2_400_000_000, 0, b"")],
+            writes(0, (2, 1), (4, 1)),
+            writes(0, (3, 5), (4, 1)),
+            writes(1, (0, 2)),
+            writes(0, (5, 0x34)),
+        ],
+    ),
     "rtc": (
         rtc_rig,
         [
@@ -328,7 +337,7 @@ def one_step() -> st.SearchStrategy[list[Step]]:
     verb = st.sampled_from(["read", "write", "write"])
     access = st.tuples(verb, st.integers(0, 2), st.integers(0, 0xFFFF), st.binary(min_size=1, max_size=8))
     byte = st.tuples(verb, st.integers(0, 2), st.integers(0, 0x20), st.binary(min_size=1, max_size=1))
-    wait = st.tuples(st.just("wait"), st.integers(0, 100_000) | st.integers(0, 3 * SECOND), st.just(0), st.just(b""))
+    wait = st.tuples(st.just("wait"), st.integers(0, 100_000) | st.integers(0, SECOND // 50), st.just(0), st.just(b""))
     poke = st.tuples(st.just("poke"), st.integers(0, 0xFF), st.just(0), st.just(b""))
     return (access | byte | byte | wait | poke).map(lambda step: [step])
 
