@@ -72,8 +72,12 @@ def _code(machine: WatchedMachine, result: RunResult) -> str:
     # Where memory has never been written, one instruction of zeros says it all.
     after = disassemble(code.rstrip(b"\0") or code[:2], rip, width)[:MOST_LINES]
     before = _before(machine.memory, gpa, rip, width)
-    lines = [*(("  ", one) for one in before), *(("> " if one.address == rip else "  ", one) for one in after)]
-    return "\n".join(f"{mark}{one}{_source(machine, one)}" for mark, one in lines) or f"{rip:#x}: there is no memory"
+    lines = [_line(machine, one, is_next=one.address == rip) for one in (*before, *after)]
+    return "\n".join(lines) or f"{rip:#x}: there is no memory"
+
+
+def _line(machine: WatchedMachine, instruction: Instruction, *, is_next: bool) -> str:
+    return f"{'>' if is_next else ' '} {instruction!s:50}{_source(machine, instruction)}".rstrip()
 
 
 def _before(memory: GuestMemory, gpa: int, rip: int, width: int) -> list[Instruction]:
@@ -103,7 +107,7 @@ def _source(machine: WatchedMachine, instruction: Instruction) -> str:
     line = source_line(image, instruction.address) if image is not None else None
     if line is None:
         return ""
-    return f"    {machine.place.translate(line) if machine.place else line}"
+    return f"  {machine.place.translate(line) if machine.place else line}"
 
 
 def _end(text: str) -> str:

@@ -1,8 +1,11 @@
 """Every example in the documentation is true: it runs, prints what it says, and quotes what is there.
 
     ```python   is executed, all blocks of a file in order and in one namespace
+    ```python test_it.py
+                is a file: those of a page are in one folder, and pytest runs those whose names begin with test_
     ```output   is what the python block before it prints
-    ```console  is run line by line: a "$ " begins a command, its output on stdout and stderr follows
+    ```console  is run line by line, where the files before it are: a "$ " begins a command, its output on stdout and
+                stderr follows
     ```asm ```c in a chapter of the book quote lines of its guest's sources
 
 In what is expected, a line of "..." stands for any lines, and "..." inside a line for any text.
@@ -18,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -28,19 +32,31 @@ from pykvm.probes import probe
 ROOT = Path(__file__).parent.parent.parent
 BOOK = ROOT / "docs" / "book"
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "guests").rglob("*.md")])
-FENCE = re.compile(r"^```(?P<language>\S+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(?P<language>\S+)(?: (?P<file>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 USES_KVM = re.compile(r"\bMachine\(|\bKvm\.open\b|\bpykvm (run|doctor)\b")
+FIXTURES_WITH_KVM = re.compile(r"^\s*def \w+\([^)]*\b(guest|machine|(real|protected|long)_mode)\b", re.MULTILINE)
+HIDES_KVM = """
+from pykvm.errors import KvmUnavailableError
+from pykvm.kvm import Kvm
+
+def hidden(path="/dev/kvm"):
+    raise KvmUnavailableError("/dev/kvm is hidden")
+
+Kvm.open = hidden
+"""
+IS_INSTALLED = any(point.value == "pykvm.testing.plugin" for point in entry_points(group="pytest11"))
 TIME_LIMIT = 30  # seconds for one command
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; ``line`` is the number of its first line of text in ``path``."""
+    """A fenced block; ``line`` is the number of its first line of text in ``path``, ``file`` the name it gives."""
 
     path: Path
     line: int
     language: str
     text: str
+    file: str = ""
 
     @property
     def name(self) -> str:
@@ -50,7 +66,7 @@ class Block:
 def blocks_of(path: Path) -> list[Block]:
     text = path.read_text()
     return [
-        Block(path, text.count("\n", 0, match.start("text")) + 1, match["language"], match["text"])
+        Block(path, text.count("\n", 0, match.start("text")) + 1, match["language"], match["text"], match["file"] or "")
         for match in FENCE.finditer(text)
     ]
 
@@ -59,12 +75,12 @@ BLOCKS = [block for path in PAGES if "_build" not in path.parts for block in blo
 
 
 def in_language(*languages: str) -> list[Block]:
-    return [block for block in BLOCKS if block.language in languages]
+    return [block for block in BLOCKS if block.language in languages and not block.file]
 
 
 def marked(value: object, name: str, *texts: str) -> object:
     """Return the parameter ``value``, marked ``kvm`` if one of ``texts`` needs it."""
-    uses_kvm = any(USES_KVM.search(text) for text in texts)
+    uses_kvm = any(USES_KVM.search(text) or FIXTURES_WITH_KVM.search(text) for text in texts)
     return pytest.param(value, id=name, marks=[pytest.mark.kvm] if uses_kvm else [])
 
 
@@ -75,6 +91,11 @@ def skip_what_this_host_lacks(*names: str) -> None:
             outcome = probe(need)
             if not outcome.works:
                 pytest.skip(f"probe {need}: {outcome.detail}")
+
+
+def files_named(block: Block) -> list[str]:
+    """Return the text of the page's files that ``block`` names."""
+    return [other.text for other in blocks_of(block.path) if other.file and other.file in block.text]
 
 
 # ---- what is expected ----
@@ -131,7 +152,7 @@ def test_python_blocks_run_and_print_what_they_say(path: Path) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     printed, printer = "", path.name
     for block in blocks_of(path):
-        if block.language == "python":
+        if block.language == "python" and not block.file:
             # Empty lines before it, so that a traceback names the line of the page.
             code = compile("\n" * (block.line - 1) + block.text, str(path), "exec", dont_inherit=True)
             with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -144,9 +165,12 @@ def test_python_blocks_run_and_print_what_they_say(path: Path) -> None:
 # ---- console ----
 
 
-@pytest.mark.parametrize("block", [marked(block, block.name, block.text) for block in in_language("console")])
+@pytest.mark.parametrize(
+    "block", [marked(block, block.name, block.text, *files_named(block)) for block in in_language("console")]
+)
 def test_a_console_block_shows_what_is_printed(block: Block, tmp_path: Path) -> None:
     skip_what_this_host_lacks(*re.findall(r"pykvm run (\S+)", block.text))
+    write_files(tmp_path, block.path, before=block.line)
     status = 0
     for command, expected in commands_of(block):
         ran = subprocess.run(
@@ -164,6 +188,14 @@ def test_a_console_block_shows_what_is_printed(block: Block, tmp_path: Path) -> 
         status = ran.returncode
 
 
+def write_files(folder: Path, page: Path, before: int | None = None) -> list[Block]:
+    """Write the files of ``page``, those before line ``before``, into ``folder``, and return their blocks."""
+    files = [block for block in blocks_of(page) if block.file and (before is None or block.line < before)]
+    for block in files:
+        (folder / block.file).write_text(block.text)
+    return files
+
+
 def commands_of(block: Block) -> Iterator[tuple[str, str]]:
     """Yield each command of ``block`` and the output that follows it."""
     before, *parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
@@ -176,7 +208,38 @@ def commands_of(block: Block) -> Iterator[tuple[str, str]]:
 def environment() -> dict[str, str]:
     """Return the environment of somebody who sits at a terminal of 80 columns, in the virtual environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return os.environ | {"PATH": path, "COLUMNS": "80"}
+    plugin = {} if IS_INSTALLED else {"PYTEST_PLUGINS": "pykvm.testing.plugin"}
+    return os.environ | plugin | {"PATH": path, "COLUMNS": "80"}
+
+
+# ---- files ----
+
+
+TEST_FILES = [block for block in BLOCKS if block.file.startswith("test_")]
+
+
+@pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in TEST_FILES])
+def test_without_kvm_a_test_file_passes_or_skips(block: Block, tmp_path: Path) -> None:
+    write_files(tmp_path, block.path)
+    (tmp_path / "conftest.py").write_text(HIDES_KVM)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", block.file],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={name: value for name, value in environment().items() if name != "PYKVM_REQUIRE_KVM"},
+        timeout=TIME_LIMIT,
+    )
+    assert ran.returncode == 0, ran.stdout
+    needs_kvm = FIXTURES_WITH_KVM.search(block.text) or USES_KVM.search(block.text)
+    assert needs_kvm or "skipped" not in ran.stdout
+
+
+def test_every_test_file_is_run_by_a_command_of_its_page() -> None:
+    for block in TEST_FILES:
+        commands = [other.text for other in blocks_of(block.path) if other.language == "console"]
+        assert any(block.file in command for command in commands), block.name
 
 
 # ---- quotations ----

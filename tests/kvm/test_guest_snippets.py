@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -155,10 +156,7 @@ def test_an_assembler_error_is_at_the_line_of_the_caller(run: Guests) -> None:
             nop
             bogus
         """)
-    line = (
-        inspect.getsource(test_an_assembler_error_is_at_the_line_of_the_caller).splitlines().index(" " * 12 + "bogus")
-    )
-    line += test_an_assembler_error_is_at_the_line_of_the_caller.__code__.co_firstlineno
+    line = Path(__file__).read_text().splitlines().index("            bogus") + 1
     assert f"test_guest_snippets.py:{line}: Error: no such instruction: `bogus'" in str(caught.value)
     with pytest.raises(AssemblerError, match=r"test_guest_snippets.py:\d+: .*`other'"):
         run_guest("other")
