@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pykvm.testing.leaks import LeakDetector
     from pykvm.testing.scripted import ScriptResult
 
-__all__: list[str] = []  # pytest finds hooks and fixtures by their names
+__all__ = ["guest", "long_mode", "machine", "protected_mode", "real_mode", "replay", "scripted_vcpu", "serial"]
 
 NEEDS_KVM = "pykvm_needs_kvm"  # the fixture that all fixtures with a VM depend on
 TIME_LIMIT = 60.0  # seconds; a broken guest loops for ever more often than it crashes
@@ -98,14 +98,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """Limit the time it takes to clean up, and name what is left."""
-    with _time_limit(item):
-        result = yield
-    if _detector in item.config.stash:
-        leaks = item.config.stash[_detector].leaks()
-        # A test that failed on its way to close() has said what matters.
-        if leaks and not item.stash.get(_failed, False):
-            lines = "\n".join(f"  {leak}" for leak in leaks)
-            pytest.fail(f"{item.nodeid} never closed:\n{lines}\nuse them as context managers", pytrace=False)
+    leaks: list[str] = []
+    try:
+        with _time_limit(item):
+            result = yield
+    finally:
+        if _detector in item.config.stash:
+            leaks = item.config.stash[_detector].leaks()
+    # A test that failed on its way to close() has said what matters.
+    if leaks and not item.stash.get(_failed, False):
+        lines = "\n".join(f"  {leak}" for leak in leaks)
+        pytest.fail(f"{item.nodeid} never closed:\n{lines}\nuse them as context managers", pytrace=False)
     return result
 
 
