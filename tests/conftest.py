@@ -3,6 +3,8 @@
 Tests below tests/kvm and tests/guests need /dev/kvm: they get the mark ``kvm``, of which the plugin takes care. Where
 KVM cannot be used they skip with the reason, or fail with it if PYKVM_REQUIRE_KVM=1, so that a machine that is
 supposed to have KVM cannot pass by skipping.
+
+``--examples-factor N`` runs property tests on N times as many examples.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ settings.register_profile("pykvm", deadline=None, derandomize="CI" in os.environ
 settings.load_profile("pykvm")
 
 
-def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    parser.addoption(
+        "--examples-factor", type=int, default=1, help="run property tests on so many times as many examples"
+    )
     # For an installation that is older than the plugin and has no entry point for it.
     if not pluginmanager.has_plugin("pykvm"):
         import pykvm.testing.plugin
@@ -40,10 +45,30 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    factor = config.getoption("--examples-factor")
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in NEED_KVM):
             item.add_marker(pytest.mark.kvm)
+        if factor > 1:
+            _run_longer(item, factor)
+
+
+def _run_longer(item: pytest.Item, factor: int) -> None:
+    """Give ``item``, if it is a property test, ``factor`` times as many examples, and time without limit."""
+    holders = [
+        (getattr(item, "function", None), "_hypothesis_internal_use_settings"),  # where @given keeps them
+        (getattr(item, "cls", None), "settings"),  # a state machine's
+    ]
+    for holder, name in holders:
+        before = getattr(holder, name, None)
+        if not isinstance(before, settings):
+            continue
+        if not hasattr(holder, "runs_longer"):  # a parametrized test is several items
+            setattr(holder, name, settings(before, max_examples=before.max_examples * factor))
+            setattr(holder, "runs_longer", True)  # noqa: B010 - neither a function nor None has it
+        if item.get_closest_marker("kvm") is not None:
+            item.add_marker(pytest.mark.kvm(timeout=0), append=False)
 
 
 # ---- a guest in real mode ----

@@ -1,0 +1,23 @@
+"""Numbers that tend to matter: zero, one, all ones, the sign bit and its neighbours, single bits; and any others."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from hypothesis import strategies as st
+
+__all__ = ["little_endian", "numbers"]
+
+
+@cache
+def numbers(size: int) -> st.SearchStrategy[int]:
+    """Return unsigned numbers of ``size`` bytes; they shrink to 0."""
+    bits = 8 * size
+    powers = {1 << bit for bit in range(bits)}
+    edges = {0, (1 << bits) - 1, (1 << bits) - 2, (1 << bits - 1) + 1, (1 << bits - 1) - 1, 0x7F, 0xAA, 0x55}
+    return st.sampled_from(sorted(powers | edges)) | st.integers(0, (1 << bits) - 1)
+
+
+def little_endian(size: int) -> st.SearchStrategy[bytes]:
+    """Return ``numbers(size)`` as the bytes that a guest writes."""
+    return numbers(size).map(lambda number: number.to_bytes(size, "little"))
