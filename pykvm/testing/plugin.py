@@ -45,6 +45,7 @@ _detector: pytest.StashKey[LeakDetector] = pytest.StashKey()
 _assembler: pytest.StashKey[Assembler] = pytest.StashKey()
 _guests: pytest.StashKey[Guests] = pytest.StashKey()
 _failed = pytest.StashKey[bool]()
+_setting = pytest.StashKey[float | None]()  # pykvm_timeout, None if nobody set it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "--require-kvm or PYKVM_REQUIRE_KVM=1. timeout is in seconds, 0 for no limit.",
     )
     config.addinivalue_line("filterwarnings", "error:.* was never closed:ResourceWarning")
+    config.stash[_setting] = _to_seconds(config.getini("pykvm_timeout"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -285,14 +287,23 @@ def _detect_leaks(item: pytest.Item) -> None:
         item.config.stash[_detector] = LeakDetector().__enter__()
 
 
+def _to_seconds(setting: str) -> float | None:
+    if not setting:
+        return None
+    try:
+        return max(0.0, float(setting))
+    except ValueError:
+        raise pytest.UsageError(f"pykvm_timeout is a number of seconds, not {setting!r}") from None
+
+
 def _seconds(item: pytest.Item) -> float:
     """Return how long ``item`` may take, 0 for no limit: by its mark, else the setting, else for the kit's users."""
     for mark in item.iter_markers("kvm"):  # the closest first
         if mark.kwargs.get("timeout") is not None:
             return float(mark.kwargs["timeout"])
-    setting = item.config.getini("pykvm_timeout")
-    if setting:
-        return float(setting)
+    setting = item.config.stash[_setting]
+    if setting is not None:
+        return setting
     uses_kit = item.get_closest_marker("kvm") is not None or FIXTURES & set(_fixtures_of(item))
     return TIME_LIMIT if uses_kit else 0
 

@@ -276,6 +276,12 @@ def test_the_setting_limits_every_test_and_every_fixture(project: pytest.Pyteste
     result.assert_outcomes(passed=2, failed=1, errors=2)
 
 
+def test_a_setting_that_is_no_time_is_refused(project: pytest.Pytester) -> None:
+    result = run(project, "def test_it(): pass", "-o", "pykvm_timeout=soon")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*pykvm_timeout is a number of seconds, not 'soon'"])
+
+
 # ---- what a failure shows ----
 
 
