@@ -144,10 +144,13 @@ def exit_status_of(stop: Stop | BrokenOff) -> int:
 
 
 def write_recording(path: str | Path, recording: Recording) -> None:
-    """Write ``recording`` to ``path``. Raises: OSError."""
-    with Path(path).open("w", encoding="ascii") as file:
-        file.write(encode_header(recording.header) + "\n")
-        file.writelines(encode_line(line) + "\n" for line in recording.lines)
+    """Write ``recording`` to ``path``. Raises: OSError, with ``filename``."""
+    try:
+        with Path(path).open("w", encoding="ascii") as file:
+            file.write(encode_header(recording.header) + "\n")
+            file.writelines(encode_line(line) + "\n" for line in recording.lines)
+    except OSError as error:  # one of writing does not know the name
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def encode_header(header: Header) -> str:

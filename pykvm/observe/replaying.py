@@ -68,22 +68,40 @@ def replay(
     ``bench.line(irq)``; the standard ones are there already, unless ``board`` is False. ``output`` gets what the
     recorded guest prints.
 
-    Raises: RecordingError; whatever ``devices`` raises.
+    Raises: RecordingError; whatever ``devices`` or ``output`` raises.
     """
     if not isinstance(recording, Recording):
         recording = read_recording(recording)
     elif not recording.lines or not isinstance(recording.lines[-1], EndLine):
         raise RecordingError(f"{recording.name}: the last line is not the end of a run")
-    with Workbench.open(recording.name, recording.header, output, with_board=board) as bench:
+
+    def pass_on(data: bytes) -> None:
+        try:
+            output(data)
+        except Exception as error:
+            raise _OutputFailed(error) from error
+
+    with Workbench.open(recording.name, recording.header, pass_on, with_board=board) as bench:
         if devices is not None:
             devices(bench)
-        return _Replay(recording, bench).run()
+        try:
+            return _Replay(recording, bench).run()
+        except _OutputFailed as failed:
+            raise failed.error from None
 
 
 class _Diverged(Exception):
     def __init__(self, divergence: Divergence) -> None:
         self.divergence = divergence
         super().__init__(str(divergence))
+
+
+class _OutputFailed(Exception):
+    """Whoever gets the output raised ``error``: no device's doing."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        super().__init__(str(error))
 
 
 class _Replay:
@@ -140,7 +158,7 @@ class _Replay:
         try:
             now = self._loop.run(None)
             self._finish(now)
-        except (_Diverged, RecordingError):
+        except (_Diverged, _OutputFailed, RecordingError):
             raise
         except Exception as error:
             return self._on_error(error)

@@ -307,6 +307,14 @@ def test_the_guests_output_comes_again() -> None:
     assert printed == [b"H", b"i"]
 
 
+def test_an_error_of_whoever_gets_the_output_is_no_difference() -> None:
+    def refuse(data: bytes) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        replay(recording(out(0x3F8, 0x48), stop=Stopped()), output=refuse)
+
+
 def test_an_error_while_devices_are_plugged_in_is_the_callers() -> None:
     def plug_in(bench: Workbench) -> None:
         raise ConfigurationError("mine")
