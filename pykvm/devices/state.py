@@ -89,6 +89,18 @@ class Stateful:
         for _, part in self._parts():
             yield from part.with_parts()
 
+    def direct_parts(self) -> list[Stateful]:
+        """Return the parts, but not theirs, in the order in which a Checked has them."""
+        # Without the names, which would take longer than restoring the parts.
+        found: list[Stateful] = []
+        for name in self.parts:
+            part = getattr(self, name)
+            if isinstance(part, Stateful):
+                found.append(part)
+            else:
+                found.extend(part)
+        return found
+
     # ---- inside ----
 
     def _restored(self) -> None:
@@ -100,7 +112,7 @@ class Stateful:
         for name, template in checked.templates:
             setattr(self, name, template.copy())
         if checked.parts:
-            for part, state in zip(self._part_list(), checked.parts, strict=True):
+            for part, state in zip(self.direct_parts(), checked.parts, strict=True):
                 part._restore(state)
         self._restored()
 
@@ -125,17 +137,6 @@ class Stateful:
                 yield _key(name), part
             else:
                 yield from ((f"{_key(name)}_{number}", one) for number, one in enumerate(part))
-
-    def _part_list(self) -> list[Stateful]:
-        """Return the parts in the same order, without the names, which would take longer than restoring them."""
-        found: list[Stateful] = []
-        for name in self.parts:
-            part = getattr(self, name)
-            if isinstance(part, Stateful):
-                found.append(part)
-            else:
-                found.extend(part)
-        return found
 
 
 def _key(attribute: str) -> str:

@@ -211,10 +211,13 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
 
         Raises: KvmError (ENOBUFS: a ring ran over, so that nobody knows what was written).
         """
+        return iter(sorted(self.take_dirty_pages()))
+
+    def take_dirty_pages(self) -> set[Gpa]:
+        """Return what ``dirty_pages`` does, in no order."""
         with self._dirty_lock:
             self._check_open()
-            pages = self._pages_of_rings() if self._dirty_ring_size else self._pages_of_logs()
-        return iter(sorted(pages))
+            return self._pages_of_rings() if self._dirty_ring_size else self._pages_of_logs()
 
     def register_coalesced_mmio(self, address: int, size: int, *, pio: bool = False) -> None:
         """Queue the guest's writes to ``size`` bytes from ``address`` instead of exiting: KVM_REGISTER_COALESCED_MMIO.

@@ -32,7 +32,7 @@ class DirtyPages:
     def collect(self) -> None:
         """Ask KVM, and tell everyone. Raises: KvmError if a ring ran over."""
         try:
-            pages = list(self._vm.dirty_pages())
+            pages = self._vm.take_dirty_pages()
         except KvmError:
             self.losses += 1
             raise

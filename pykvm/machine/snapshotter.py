@@ -29,7 +29,8 @@ from typing import Protocol, runtime_checkable
 
 from pykvm.boot import Image
 from pykvm.devices import Bus, Clock
-from pykvm.devices.state import State, Stateful
+from pykvm.devices.restoring import RestorePlan
+from pykvm.devices.state import Checked, State, Stateful
 from pykvm.errors import ConfigurationError, KvmError, SnapshotError
 from pykvm.kvm import CpuidEntry, Vcpu, Vm
 from pykvm.machine.board import Board
@@ -106,8 +107,7 @@ class Snapshotter:
         self._written: set[Gpa] | None = None  # by the guest, since the base; None: nobody has counted yet
         self._base: Callable[[], PageImage | None] = _unknown
         self._losses = 0
-        self._checked: weakref.WeakKeyDictionary[Snapshot, list[tuple[Callable[..., None], object]]]
-        self._checked = weakref.WeakKeyDictionary()
+        self._plans: weakref.WeakKeyDictionary[Snapshot, Callable[[], None]] = weakref.WeakKeyDictionary()
 
     def take(self, image: Image | None) -> Snapshot:
         """Return what the machine is now. Raises: SnapshotError, ConfigurationError, KvmError."""
@@ -138,7 +138,7 @@ class Snapshotter:
         """
         parts, situation = self._parts, snapshot.situation
         self._check_shape(snapshot)
-        states = self._checked.get(snapshot) or self._check_states(snapshot)
+        restore_devices = self._plans.get(snapshot) or self._check_states(snapshot)
         for vcpu in parts.vcpus:
             vcpu.abandon()
         parts.vm.drain_coalesced()
@@ -146,8 +146,7 @@ class Snapshotter:
         self._restore_memory(snapshot)
         shift = situation.time - parts.events.now()
         parts.events.set_time(situation.time)
-        for restore, state in states:
-            restore(state)
+        restore_devices()
         parts.interrupts.put_back(situation.levels)
         parts.vm.load_state(snapshot.vm)
         for vcpu, saved in zip(parts.vcpus, snapshot.vcpus, strict=True):
@@ -178,7 +177,7 @@ class Snapshotter:
             self._devices = {**parts.board.devices(), **self._devices_of_others()}
             self._shape = self._make_shape()
             self._around = around
-            self._checked.clear()
+            self._plans.clear()
         return self._shape
 
     def _devices_of_others(self) -> dict[str, _HasState]:
@@ -212,19 +211,27 @@ class Snapshotter:
                 f"this machine is not like the one that the snapshot is of: {shape.differences(snapshot.shape)}"
             )
 
-    def _check_states(self, snapshot: Snapshot) -> list[tuple[Callable[..., None], object]]:
-        """Return what to call with what, so that the devices are as in ``snapshot``; kept for the next time."""
-        states: list[tuple[Callable[..., None], object]] = []
+    def _check_states(self, snapshot: Snapshot) -> Callable[[], None]:
+        """Return what restores the devices to ``snapshot``, whose states are checked; kept for the next time."""
+        checked: list[tuple[Stateful, Checked]] = []
+        others: list[tuple[_HasState, State]] = []
         for name, device in self._devices.items():
             if name not in snapshot.devices:
                 raise ConfigurationError(f"the snapshot has no state of the device {name}")
             state = snapshot.devices[name]
             if isinstance(device, Stateful):
-                states.append((device.restore, device.check(state)))
+                checked.append((device, device.check(state)))
             else:
-                states.append((_restore_copy, (device, state)))
-        self._checked[snapshot] = states
-        return states
+                others.append((device, state))
+        plan = RestorePlan(checked)
+
+        def restore() -> None:
+            plan.restore()
+            for device, state in others:
+                device.restore(copy.deepcopy(state))  # which it may change later on
+
+        self._plans[snapshot] = plan.restore if not others else restore
+        return self._plans[snapshot]
 
     # ---- instructions ----
 
@@ -302,11 +309,6 @@ def _memory_of(snapshot: Snapshot) -> Callable[[], PageImage | None]:
         return None if kept is None else kept.memory
 
     return memory
-
-
-def _restore_copy(device: tuple[_HasState, State]) -> None:
-    """Restore a device that may change, later on, what it is given."""
-    device[0].restore(copy.deepcopy(device[1]))
 
 
 def _describe(region: Region, regions: list[Region]) -> str:
