@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -113,6 +113,8 @@ VCPU_IOCTLS: dict[str, Callable[[Vcpu], object]] = {
     "get_stats_fd": lambda vcpu: vcpu.get_stats_fd(),
 }
 
+NOTHING_SAVED: Any = None  # a closed object does not look at it
+
 # Public, but no ioctl: what a closed object says to them. None: they work, and say that it is closed.
 OTHERS: dict[str, Callable[[Vcpu], object] | None] = {
     "close": None,
@@ -126,6 +128,11 @@ OTHERS: dict[str, Callable[[Vcpu], object] | None] = {
     "stop_ticks": lambda vcpu: vcpu.stop_ticks(),
     "complete": lambda vcpu: vcpu.complete(IoIn(0, 1), b"\0"),
     "refuse": lambda vcpu: vcpu.refuse(Rdmsr(0, 0)),
+    "is_settled": None,
+    "find_msrs": lambda vcpu: vcpu.find_msrs([0x10]),
+    "save_state": lambda vcpu: vcpu.save_state([]),
+    "load_state": lambda vcpu: vcpu.load_state(NOTHING_SAVED),
+    "abandon": lambda vcpu: vcpu.abandon(),
     "complete_pending": lambda vcpu: vcpu.complete_pending(),
     "request_interrupt_window": lambda vcpu: vcpu.request_interrupt_window,
     "ready_for_interrupt_injection": lambda vcpu: vcpu.ready_for_interrupt_injection,
@@ -136,14 +143,20 @@ OTHERS: dict[str, Callable[[Vcpu], object] | None] = {
     "enable_dirty_ring": None,
     "dirty_pages": None,
     "drain_coalesced": None,
+    "log_dirty_pages": None,
+    "take_dirty_pages": None,
 }
-# The last three are a VM's alone.
+# The last five are a VM's alone.
 VM_OTHERS: dict[str, Callable[[Vm], object]] = {
     "fileno": lambda vm: vm.fileno(),
     "stats": lambda vm: vm.stats(),
     "enable_dirty_ring": lambda vm: vm.enable_dirty_ring(1 << 16),
     "dirty_pages": lambda vm: vm.dirty_pages(),
     "drain_coalesced": lambda vm: vm.drain_coalesced(),
+    "log_dirty_pages": lambda vm: vm.log_dirty_pages(),
+    "take_dirty_pages": lambda vm: vm.take_dirty_pages(),
+    "save_state": lambda vm: vm.save_state(),
+    "load_state": lambda vm: vm.load_state(NOTHING_SAVED),
 }
 
 

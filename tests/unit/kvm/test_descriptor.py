@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import warnings
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -75,14 +76,25 @@ def test_a_forgotten_descriptor_warns_and_is_closed(fd: int) -> None:
     assert not is_open(fd)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_forgotten_descriptor_is_closed_even_where_warnings_are_errors(fd: int) -> None:
-    descriptor = Descriptor(fd, "the thing")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        del descriptor
-        gc.collect()
-    assert not is_open(fd)
+FORGOTTEN = """
+import gc, os
+from pykvm.kvm.descriptor import Descriptor
+
+fd = os.open("/dev/null", os.O_RDONLY)
+descriptor = Descriptor(fd, "the thing")
+del descriptor
+gc.collect()
+try:
+    os.fstat(fd)
+except OSError:
+    print("closed")
+"""
+
+
+def test_a_forgotten_descriptor_is_closed_even_where_warnings_are_errors() -> None:
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", FORGOTTEN], capture_output=True, text=True, check=True)
+    assert ran.stdout == "closed\n"
+    assert "the thing was never closed" in ran.stderr
 
 
 def test_an_error_of_the_kernel_names_the_ioctl_the_arguments_and_the_errno() -> None:
