@@ -83,8 +83,14 @@ class Bus:
         # Sorted by base; the two lists run in parallel, because bisect wants plain numbers to be fast.
         self._bases: list[int] = []
         self._ranges: list[Range] = []
+        self._changes = 0
 
     # ---- plugging in ----
+
+    @property
+    def changes(self) -> int:
+        """Return how many times something was plugged in or unplugged."""
+        return self._changes
 
     @property
     def ranges(self) -> tuple[Range, ...]:
@@ -104,6 +110,7 @@ class Bus:
             if new.base < old.end and old.base < new.end:
                 raise BusError(f"{new} overlaps {old} on the {self.name} bus: unregister that, or choose another base")
         position = bisect_right(self._bases, base)
+        self._changes += 1
         self._bases.insert(position, base)
         self._ranges.insert(position, new)
 
@@ -112,6 +119,7 @@ class Bus:
         remaining = [found for found in self._ranges if found.device is not device]
         if len(remaining) == len(self._ranges):
             raise BusError(f"{device.name} is not on the {self.name} bus")
+        self._changes += 1
         self._ranges = remaining
         self._bases = [found.base for found in remaining]
 

@@ -87,16 +87,21 @@ class DirtyLog:
         self.size = size
         self._bitmap = ffi.new("uint8_t[]", (size // PAGE_SIZE + 63) // 64 * 8)
         self._c = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": self._bitmap})
-        # SAFETY: the view keeps the bitmap, and every word of it is 8 bytes of what ffi.new made.
-        self._words = memoryview(ffi.buffer(self._bitmap)).cast("Q")
+        self._view = ffi.buffer(self._bitmap)
+        self._last: tuple[bytes, list[Gpa]] = (b"", [])
 
-    def pages(self, fd: int) -> Iterator[Gpa]:
+    def pages(self, fd: int) -> list[Gpa]:
         """Return the pages written since the last call, lowest first, of the VM ``fd``. Raises: KvmError."""
-        check_error(lib.pykvm_ioctl_pointer(fd, lib.KVM_GET_DIRTY_LOG, self._c), "KVM_GET_DIRTY_LOG", f"{self.gpa:#x}")
-        return logged_pages(self._words.tolist(), self.gpa)
+        result = lib.pykvm_ioctl_pointer(fd, lib.KVM_GET_DIRTY_LOG, self._c)
+        if result < 0:
+            check_error(result, "KVM_GET_DIRTY_LOG", f"gpa={self.gpa:#x}")
+        bitmap = bytes(self._view)
+        if bitmap != self._last[0]:  # a guest that is restored again and again writes the same pages again and again
+            self._last = bitmap, list(logged_pages(memoryview(bitmap).cast("Q"), self.gpa))
+        return self._last[1]
 
 
-def logged_pages(words: Sequence[int], gpa: Gpa) -> Iterator[Gpa]:
+def logged_pages(words: Sequence[int] | memoryview, gpa: Gpa) -> Iterator[Gpa]:
     """Return the pages that KVM_GET_DIRTY_LOG of a slot at ``gpa`` has a bit for, in ``words`` of 64 bits."""
     for position in compress(range(len(words)), words):  # those that are not 0, which are few
         word, start = words[position], gpa + 64 * position * PAGE_SIZE

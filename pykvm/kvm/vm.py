@@ -58,6 +58,7 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         super().__init__(fd, "the VM")
         self._vcpu_mmap_size = vcpu_mmap_size
         self._slots: dict[int, MemorySlot] = {}
+        self._slot_changes = 0
         self._vcpus: weakref.WeakSet[Vcpu] = weakref.WeakSet()
         self._has_coalesced_zones = False
         self._coalesced: CoalescedRing | None = None
@@ -65,6 +66,11 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         self._dirty_rings: list[DirtyRing] = []
         self._dirty_lock = threading.RLock()
         self._logs: list[DirtyLog] | None = None  # of the slots that log, once somebody has asked
+
+    @property
+    def slot_changes(self) -> int:
+        """Return how many times ``set_user_memory_region`` has changed the slots."""
+        return self._slot_changes
 
     @property
     def slots(self) -> tuple[MemorySlot, ...]:
@@ -140,6 +146,7 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         if result < 0:
             ffi.release(pin)
             self._explain(-result, slot, gpa, size, hva)
+        self._slot_changes += 1
         old, self._logs = self._slots.pop(slot, None), None
         if old is not None:
             ffi.release(old.pin)
@@ -267,7 +274,7 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
             self._coalesced = CoalescedRing(vcpu.fileno(), self.check_extension(Cap.COALESCED_MMIO))
 
     def _pages_of_logs(self) -> set[Gpa]:
-        return {page for log in self._dirty_logs() for page in log.pages(self._fd)}
+        return set().union(*[log.pages(self._fd) for log in self._dirty_logs()])
 
     def _dirty_logs(self) -> list[DirtyLog]:
         if self._logs is None:

@@ -312,7 +312,7 @@ class Machine(Hardware):
         """
         if self._closed:
             return
-        if self._runner == threading.get_ident() or self._control.current_cpu() is not None or self.events.is_calling:
+        if self._is_calling:
             raise InUseError("this machine is running: stop() it, and close it when run() has returned")
         self._stop_and_lock()
         try:
@@ -341,16 +341,22 @@ class Machine(Hardware):
     def _standing_still(self, purpose: str) -> Iterator[None]:
         """Keep every vCPU out of KVM_RUN meanwhile, and hold the lock. Raises: InUseError if one is inside."""
         self._check_open()
-        inside = self._control.current_cpu() is not None or self.events.is_calling
-        starts_none = not inside and self._run_lock.acquire(blocking=False)
+        starts_none = self._run_lock.acquire(blocking=False)
         try:
             with self.lock:
-                if inside or not (starts_none or self._control.stands_still):
+                if not starts_none and (self._is_calling or not self._control.stands_still):
                     raise InUseError(f"this machine runs and cannot be {purpose}: pause() or stop() it first")
                 yield
         finally:
             if starts_none:
                 self._run_lock.release()
+
+    @property
+    def _is_calling(self) -> bool:
+        """Return whether the run, on this thread, has called whoever asks."""
+        return (
+            self._runner == threading.get_ident() or self._control.current_cpu() is not None or self.events.is_calling
+        )
 
     def _get_snapshotter(self) -> Snapshotter:
         if self._snapshotter is None:

@@ -49,6 +49,7 @@ class MsrHandlers:
         self._readers: dict[int, Callable[[], int]] = {}
         self._writers: dict[int, Callable[[int], None]] = {}
         self._cells: dict[int, _Cell] = {}
+        self.changes = 0  # how many times a handler was set
 
     def on_read(self, msr: int | str, handler: Callable[[], int]) -> None:
         """Let ``handler()`` say what RDMSR of ``msr``, a number or a name such as ``"IA32_TSC"``, reads: 64 bits.
@@ -127,6 +128,7 @@ class MsrHandlers:
         for cap in (Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER):
             if not self._vm.check_extension(cap):
                 raise ConfigurationError(f"this host's KVM has no MSR exits (KVM_CAP_{cap.name})")
+        self.changes += 1
         before = dict(table)
         table[index] = handler
         try:

@@ -169,10 +169,9 @@ class Snapshotter:
     def _look_around(self) -> Shape:
         """Return the machine's shape, looked at anew if somebody has plugged a device in or out."""
         parts = self._parts
-        slots = len(parts.vm.slots)
-        around = (parts.pio.ranges, parts.mmio.ranges, parts.handlers.handled, slots)
+        around = (parts.pio.changes, parts.mmio.changes, parts.handlers.changes, parts.vm.slot_changes)
         if self._shape is None or around != self._around:
-            if slots != self._slots:
+            if len(parts.vm.slots) != self._slots:
                 raise ConfigurationError("the VM has memory slots that this machine did not make: nobody can save them")
             self._devices = {**parts.board.devices(), **self._devices_of_others()}
             self._shape = self._make_shape()
@@ -272,8 +271,11 @@ class Snapshotter:
         return None if lost else pages
 
     def _viewed(self) -> list[Gpa]:
-        viewed = [page for memory in self._parts.memories for page in memory.viewed_pages()]
-        return list(self._pages.owners(viewed)) if viewed else viewed
+        viewed: list[Gpa] = []
+        for memory in self._parts.memories:
+            if memory.has_views:
+                viewed += self._pages.owners(memory.viewed_pages())
+        return viewed
 
     def _take_memory(self) -> PageImage:
         base, changed = self._base(), self._changed()
@@ -292,7 +294,9 @@ class Snapshotter:
             if base is not wanted:
                 changed = {*changed, *differing(wanted, base)}
             self._pages.put_back(wanted, changed)
-            self._pages.put_back_different(wanted, self._viewed())
+            viewed = self._viewed()
+            if viewed:
+                self._pages.put_back_different(wanted, viewed)
         self._base = _memory_of(snapshot)
 
 

@@ -232,6 +232,11 @@ class GuestMemory:
         self._logs.add(log)
         return log
 
+    @property
+    def has_views(self) -> bool:
+        """Return whether a writable view was ever made."""
+        return bool(self._viewed)
+
     def viewed_pages(self) -> Iterator[Gpa]:
         """Return the pages that a writable view was made of: nobody knows whether, or when, they are written."""
         for viewed in self._viewed.values():
