@@ -1,0 +1,20 @@
+"""The benchmarks run: what they measure is for those who run them by hand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.kvm
+def test_the_restore_benchmark_runs_and_prints_its_figures() -> None:
+    script = Path(__file__).with_name("bench_restore.py")
+    command = [sys.executable, str(script), "--iterations", "1"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    assert re.search(r"^restore, 16 pages +[\d.]+ us +[\d,]+ a second$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^its ioctls in C +[\d.]+ us$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^ratio +[\d.]+ ", ran.stdout, re.MULTILINE)
