@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pykvm.testing.assembly import Assembler
     from pykvm.testing.exits import ANY, AllExits, assert_exits, like
     from pykvm.testing.farend import LoneSerial, Wire
+    from pykvm.testing.fuzz import DeviceFault, fuzz_device
     from pykvm.testing.guest import GuestResult, Guests, WatchedMachine, run_guest
     from pykvm.testing.scripted import DeviceBench, ScriptedVcpu, ScriptResult, run_script
 
@@ -21,6 +22,7 @@ __all__ = [
     "AllExits",
     "Assembler",
     "DeviceBench",
+    "DeviceFault",
     "GuestResult",
     "Guests",
     "LoneSerial",
@@ -30,6 +32,7 @@ __all__ = [
     "WatchedMachine",
     "Wire",
     "assert_exits",
+    "fuzz_device",
     "like",
     "minimize",
     "read_recording",
@@ -43,6 +46,7 @@ _HOMES = {
     "pykvm.testing.assembly": ("Assembler",),
     "pykvm.testing.exits": ("ANY", "AllExits", "assert_exits", "like"),
     "pykvm.testing.farend": ("LoneSerial", "Wire"),
+    "pykvm.testing.fuzz": ("DeviceFault", "fuzz_device"),
     "pykvm.testing.guest": ("GuestResult", "Guests", "WatchedMachine", "run_guest"),
     "pykvm.testing.scripted": ("DeviceBench", "ScriptResult", "ScriptedVcpu", "run_script"),
 }

@@ -18,6 +18,8 @@ def numbers(size: int) -> st.SearchStrategy[int]:
     return st.sampled_from(sorted(powers | edges)) | st.integers(0, (1 << bits) - 1)
 
 
+@cache
 def little_endian(size: int) -> st.SearchStrategy[bytes]:
-    """Return ``numbers(size)`` as the bytes that a guest writes."""
-    return numbers(size).map(lambda number: number.to_bytes(size, "little"))
+    """Return what a guest writes: ``numbers(size)``, or a number for each of the byte-wide registers side by side."""
+    whole = numbers(size).map(lambda number: number.to_bytes(size, "little"))
+    return whole | st.tuples(*[numbers(1)] * size).map(bytes) if size > 1 else whole
