@@ -11,7 +11,7 @@ import contextlib
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,16 +21,15 @@ from pykvm.devices import Unclaimed
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
 from pykvm.kvm import Regs
 from pykvm.machine.control import TICK
-from pykvm.machine.hardware import Hardware, Outside, to_dirty
+from pykvm.machine.hardware import Outside, to_dirty
 from pykvm.machine.interrupts import IrqchipKind, to_irqchip
 from pykvm.machine.journal import Journal
 from pykvm.machine.observer import LastExits, Observer
 from pykvm.machine.output import OutputLog
 from pykvm.machine.report import Scene, report
 from pykvm.machine.result import CpuResult, RunResult
+from pykvm.machine.rewinding import Rewindable
 from pykvm.machine.runloop import DeferredInterrupt, RunLoop
-from pykvm.machine.snapshot import Snapshot
-from pykvm.machine.snapshotter import Parts, Snapshotter
 from pykvm.machine.stop import Breakpoint, Crashed, Interrupted, Stop, Stopped, TimedOut
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import GiB, format_size
@@ -41,7 +40,7 @@ __all__ = ["DEFAULT_TIMEOUT", "Machine"]
 DEFAULT_TIMEOUT = 10.0  # seconds: a broken guest loops for ever more often than it crashes
 
 
-class Machine(Hardware):
+class Machine(Rewindable):
     """A PC with RAM from address 0 on, one CPU or several, the devices of ``pykvm.machine.board``, and a way out.
 
     ``memory`` is a size (``"16M"``, bytes) or a GuestMemory of one's own, which stays the caller's to close.
@@ -84,7 +83,6 @@ class Machine(Hardware):
         )
         super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty))
         self._last_exits = LastExits()
-        self._snapshotter: Snapshotter | None = None
         self._make_loops((self._last_exits, *observers))
 
     # ---- loading and running ----
@@ -203,36 +201,7 @@ class Machine(Hardware):
             stop, cpu, cpus, self._serial_log.output(), self._debugcon_log.output(), exits, last_exits, duration, text
         )
 
-    # ---- snapshots ----
-
-    def snapshot(self) -> Snapshot:
-        """Return what this machine is now: memory, CPUs, interrupt controllers, devices and what they printed.
-
-        It can be restored any number of times, here or into another machine that was made alike, and saved to a file.
-        The machine must not run, or be paused. From the first snapshot on KVM keeps track of the pages that the guest
-        writes, which costs it a little at the first write to each.
-
-        Raises: InUseError while the machine runs; ConfigurationError if a device on one of its buses cannot be saved;
-        SnapshotError if a CPU is in the middle of an instruction that cannot be finished; KvmError.
-        """
-        with self._standing_still("saved"):
-            return self._get_snapshotter().take(self._image)
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Make this machine what ``snapshot`` is, without running anything.
-
-        Time goes back as well, and what was printed since is not in the next result; who got it as it came keeps it.
-        ``stop()`` and ``pause()`` stay in force, and so do breakpoints, observers and handlers.
-
-        Raises: InUseError while the machine runs; ConfigurationError if it was not made alike, and then nothing
-        changes; KvmError if this host's KVM refuses a part: only another ``restore()`` mends the machine then.
-        """
-        if self._journal is not None:
-            raise ConfigurationError("a machine whose run is being recorded cannot go back: restore() before recording")
-        with self._standing_still("restored"):
-            self._get_snapshotter().restore(snapshot)
-            self._image = snapshot.image or self._image
-            self._last_exits.forget()
+    # ---- snapshots: see also ``Rewindable`` ----
 
     def fork(
         self,
@@ -336,56 +305,6 @@ class Machine(Hardware):
         self._check_open()
         if self.is_running:
             raise InUseError("this machine is running: stop() it, and set it up when run() has returned")
-
-    @contextlib.contextmanager
-    def _standing_still(self, purpose: str) -> Iterator[None]:
-        """Keep every vCPU out of KVM_RUN meanwhile, and hold the lock. Raises: InUseError if one is inside."""
-        self._check_open()
-        starts_none = self._run_lock.acquire(blocking=False)
-        try:
-            with self.lock:
-                if not starts_none and (self._is_calling or not self._control.stands_still):
-                    raise InUseError(f"this machine runs and cannot be {purpose}: pause() or stop() it first")
-                yield
-        finally:
-            if starts_none:
-                self._run_lock.release()
-
-    @property
-    def _is_calling(self) -> bool:
-        """Return whether the run, on this thread, has called whoever asks."""
-        return (
-            self._runner == threading.get_ident() or self._control.current_cpu() is not None or self.events.is_calling
-        )
-
-    def _get_snapshotter(self) -> Snapshotter:
-        if self._snapshotter is None:
-            self._snapshotter = Snapshotter(self._parts())
-        return self._snapshotter
-
-    def _parts(self) -> Parts:
-        return Parts(
-            vm=self.vm,
-            vcpus=self.vcpus,
-            msrs=self._msr_indices,
-            cpuid=self.cpuid,
-            memories=(self.memory,) if self._screen is self.memory else (self.memory, self._screen),
-            dirty=self._dirty_pages,
-            pio=self.pio,
-            mmio=self.mmio,
-            board=self.board,
-            interrupts=self.interrupts,
-            events=self.events,
-            clock=self._clock,
-            control=self._control,
-            loops=self._loops,
-            debugger=self._debugger,
-            handlers=self.msr,
-            serial_log=self._serial_log,
-            debugcon_log=self._debugcon_log,
-            forget_rings=self._forget_rings,
-            wake_up=self._wake_up,
-        )
 
     def _set_up(self, mode: Mode, entry: int, ring: int, page_size: int | None) -> CpuState:
         if page_size == GiB and not self.cpuid.has("pdpe1gb"):

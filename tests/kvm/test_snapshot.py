@@ -21,7 +21,7 @@ from pykvm.errors import ConfigurationError, InUseError, SnapshotError
 from pykvm.kvm import Exit
 from pykvm.machine import DebugExitWritten, Halted, ResetRequested, TimedOut
 from pykvm.machine.snapshot import Snapshot
-from pykvm.memory import layout
+from pykvm.memory import layout, platform
 from pykvm.units import KiB, MiB
 
 LONG = 30.0  # seconds: a limit that no test reaches
@@ -443,6 +443,23 @@ def test_an_nmi_that_waits_is_part_of_the_snapshot() -> None:
         for _ in range(2):
             assert machine.run(LONG).stop == DebugExitWritten(9)
             machine.restore(snapshot)
+
+
+def test_a_machine_that_sleeps_sleeps_again_and_is_woken_as_often() -> None:
+    go_to_s3 = 1 << 13 | platform.SLP_TYP_S3 << 10
+    with Machine("2M") as machine:
+        machine.load(
+            assemble(f"mov ${go_to_s3}, %ax; mov ${platform.PM1_CONTROL}, %dx; out %ax, %dx; hlt", mode="real")
+        )
+        assert isinstance(machine.run(0.05).stop, TimedOut)
+        snapshot = machine.snapshot()
+        assert snapshot.situation.requests.asleep
+        for _ in range(2):
+            with machine.lock:
+                machine.board.press_power_button()
+            assert isinstance(machine.run(LONG).stop, ResetRequested)  # there is no waking vector
+            machine.restore(snapshot)
+            assert isinstance(machine.run(0.05).stop, TimedOut)
 
 
 # ---- output, reports, and what belongs to the user ----
