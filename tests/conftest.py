@@ -33,15 +33,10 @@ settings.register_profile("pykvm", deadline=None, derandomize="CI" in os.environ
 settings.load_profile("pykvm")
 
 
-def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--examples-factor", type=int, default=1, help="run property tests on so many times as many examples"
     )
-    # For an installation that is older than the plugin and has no entry point for it.
-    if not pluginmanager.has_plugin("pykvm"):
-        import pykvm.testing.plugin
-
-        pluginmanager.register(pykvm.testing.plugin, "pykvm")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks

@@ -21,7 +21,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,6 @@ def hidden(path="/dev/kvm"):
 
 Kvm.open = hidden
 """
-IS_INSTALLED = any(point.value == "pykvm.testing.plugin" for point in entry_points(group="pytest11"))
 TIME_LIMIT = 30  # seconds for one command
 
 
@@ -208,8 +206,7 @@ def commands_of(block: Block) -> Iterator[tuple[str, str]]:
 def environment() -> dict[str, str]:
     """Return the environment of somebody who sits at a terminal of 80 columns, in the virtual environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    plugin = {} if IS_INSTALLED else {"PYTEST_PLUGINS": "pykvm.testing.plugin"}
-    return os.environ | plugin | {"PATH": path, "COLUMNS": "80"}
+    return os.environ | {"PATH": path, "COLUMNS": "80"}
 
 
 # ---- files ----

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
 import pytest
 
 import pykvm.machine  # noqa: F401 (loaded here, for pytester forgets what a project's tests load first)
 
 pytest_plugins = ["pytester"]
-
-IS_INSTALLED = any(point.value == "pykvm.testing.plugin" for point in entry_points(group="pytest11"))
 
 NO_KVM = """
 from pykvm.errors import KvmUnavailableError
@@ -26,8 +22,7 @@ Kvm.open = unavailable
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
     """A project that has pykvm installed, and nothing else."""
-    options = [] if IS_INSTALLED else ["-p", "pykvm.testing.plugin"]
-    pytester.makeini(f"[pytest]\naddopts = --strict-markers -rs {' '.join(options)}\n")
+    pytester.makeini("[pytest]\naddopts = --strict-markers -rs\n")
     return pytester
 
 
