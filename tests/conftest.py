@@ -1,4 +1,4 @@
-"""What all tests share beside pykvm's own pytest plugin: which tests need /dev/kvm, and a guest in real mode.
+"""What all tests share beside pykvm's own pytest plugin: which tests need /dev/kvm, and a guest without a Machine.
 
 Tests below tests/kvm and tests/guests need /dev/kvm: they get the mark ``kvm``, of which the plugin takes care. Where
 KVM cannot be used they skip with the reason, or fail with it if PYKVM_REQUIRE_KVM=1, so that a machine that is
@@ -140,8 +140,8 @@ def vm(kvm: Kvm) -> Iterator[Vm]:
 
 
 @pytest.fixture
-def guest(vm: Vm) -> Iterator[RealModeGuest]:
-    """A guest in real mode, whose code is one HLT."""
+def bare_guest(vm: Vm) -> Iterator[RealModeGuest]:
+    """A guest in real mode on the wrappers alone, whose code is one HLT."""
     ram = mmap.mmap(-1, 128 * KiB)
     vm.set_user_memory_region(0, Gpa(0), ram)
     with vm.create_vcpu() as vcpu:
@@ -158,6 +158,6 @@ def guest(vm: Vm) -> Iterator[RealModeGuest]:
 
 
 @pytest.fixture
-def vcpu(guest: RealModeGuest) -> Vcpu:
+def vcpu(bare_guest: RealModeGuest) -> Vcpu:
     """The vCPU of a guest in real mode."""
-    return guest.vcpu
+    return bare_guest.vcpu

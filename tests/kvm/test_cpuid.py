@@ -58,65 +58,65 @@ def test_what_kvm_supports_is_a_cpuid_with_the_flags_kvm_uses(supported: Cpuid) 
     assert len(supported.rows()) == len(supported.entries)
 
 
-def test_kvm_takes_everything_a_machine_changes_at_once(guest: RealModeGuest, supported: Cpuid) -> None:
+def test_kvm_takes_everything_a_machine_changes_at_once(bare_guest: RealModeGuest, supported: Cpuid) -> None:
     cpuid = supported.with_tsc_frequency(2_500_000, 1_000_000).with_apic_id(3, 6).with_signature()
-    kept = accepted(guest, cpuid.without("rdrand", "kvm_steal_time"))
+    kept = accepted(bare_guest, cpuid.without("rdrand", "kvm_steal_time"))
     assert {entry.function for entry in kept.entries} == {entry.function for entry in cpuid.entries}
 
 
-def test_a_guest_finds_pykvms_signature_first_and_kvm_behind_it(guest: RealModeGuest, supported: Cpuid) -> None:
+def test_a_guest_finds_pykvms_signature_first_and_kvm_behind_it(bare_guest: RealModeGuest, supported: Cpuid) -> None:
     cpuid = supported.with_signature()
-    require(cpuid, accepted(guest, cpuid), HYPERVISOR, HYPERVISOR + 0x100, HYPERVISOR + 0x101)
-    letters = b"".join(register.to_bytes(4, "little") for register in seen(guest, HYPERVISOR)[1:])
+    require(cpuid, accepted(bare_guest, cpuid), HYPERVISOR, HYPERVISOR + 0x100, HYPERVISOR + 0x101)
+    letters = b"".join(register.to_bytes(4, "little") for register in seen(bare_guest, HYPERVISOR)[1:])
     assert letters == b"pykvmpykvm\0\0"
-    limit, *signature = seen(guest, HYPERVISOR + 0x100)
+    limit, *signature = seen(bare_guest, HYPERVISOR + 0x100)
     assert limit == HYPERVISOR + 0x101
     assert tuple(signature) == told(supported, HYPERVISOR)[1:]
-    assert seen(guest, HYPERVISOR + 0x101) == told(supported, HYPERVISOR + 1)
-    assert seen(guest, HYPERVISOR + 1) == (0, 0, 0, 0)
+    assert seen(bare_guest, HYPERVISOR + 0x101) == told(supported, HYPERVISOR + 1)
+    assert seen(bare_guest, HYPERVISOR + 1) == (0, 0, 0, 0)
 
 
-def test_a_guest_can_work_the_tscs_frequency_out(guest: RealModeGuest, supported: Cpuid) -> None:
-    if not guest.vm.check_extension(Cap.GET_TSC_KHZ):
+def test_a_guest_can_work_the_tscs_frequency_out(bare_guest: RealModeGuest, supported: Cpuid) -> None:
+    if not bare_guest.vm.check_extension(Cap.GET_TSC_KHZ):
         pytest.skip("this host's KVM does not tell the TSC's frequency")
-    khz = guest.vcpu.get_tsc_khz()
+    khz = bare_guest.vcpu.get_tsc_khz()
     cpuid = supported.with_tsc_frequency(khz, 1_000_000)
-    require(cpuid, accepted(guest, cpuid), 0x0, 0x15, HYPERVISOR, FREQUENCIES)
-    assert seen(guest, 0x0)[0] >= 0x15
-    denominator, numerator, hertz, _ = seen(guest, 0x15)
+    require(cpuid, accepted(bare_guest, cpuid), 0x0, 0x15, HYPERVISOR, FREQUENCIES)
+    assert seen(bare_guest, 0x0)[0] >= 0x15
+    denominator, numerator, hertz, _ = seen(bare_guest, 0x15)
     assert abs(hertz * numerator // denominator - khz * 1000) <= khz  # 0.1 %
-    assert seen(guest, HYPERVISOR)[0] >= FREQUENCIES
-    assert seen(guest, FREQUENCIES) == (khz, 1_000_000, 0, 0)
-    assert seen(guest, 0x14) == told(supported, 0x14)
+    assert seen(bare_guest, HYPERVISOR)[0] >= FREQUENCIES
+    assert seen(bare_guest, FREQUENCIES) == (khz, 1_000_000, 0, 0)
+    assert seen(bare_guest, 0x14) == told(supported, 0x14)
 
 
 @pytest.mark.parametrize("id", [0, 3])
-def test_a_guest_finds_its_apic_id_in_every_leaf(id: int, guest: RealModeGuest, supported: Cpuid) -> None:
+def test_a_guest_finds_its_apic_id_in_every_leaf(id: int, bare_guest: RealModeGuest, supported: Cpuid) -> None:
     cpuid = supported.with_apic_id(id, 4)
     if supported.leaf(0).eax < 0xB:
         pytest.skip("this host's CPUID ends before leaf 0xb")
-    require(cpuid, accepted(guest, cpuid), 0xB)
-    assert seen(guest, 0x1)[1] >> 16 == id << 8 | 4
-    assert seen(guest, 0xB, 0) == (0, 1, 0x100, id)
-    assert seen(guest, 0xB, 1) == (2, 4, 0x201, id)
-    assert seen(guest, 0xB, 2) == (0, 0, 2, id)
+    require(cpuid, accepted(bare_guest, cpuid), 0xB)
+    assert seen(bare_guest, 0x1)[1] >> 16 == id << 8 | 4
+    assert seen(bare_guest, 0xB, 0) == (0, 1, 0x100, id)
+    assert seen(bare_guest, 0xB, 1) == (2, 4, 0x201, id)
+    assert seen(bare_guest, 0xB, 2) == (0, 0, 2, id)
 
 
 @pytest.mark.parametrize("name", ["x2apic", "rdrand", "lm", "kvm_steal_time"])
-def test_a_guest_does_not_see_a_feature_that_was_masked(name: str, guest: RealModeGuest, supported: Cpuid) -> None:
+def test_a_guest_does_not_see_a_feature_that_was_masked(name: str, bare_guest: RealModeGuest, supported: Cpuid) -> None:
     cpuid = supported.without(name)
-    kept = accepted(guest, cpuid)
+    kept = accepted(bare_guest, cpuid)
     if kept.has(name):
         pytest.skip(f"this host's KVM does not obey KVM_SET_CPUID2: {name} stays")
     change = next(iter(supported.with_(name).difference(cpuid)))
     place = (change.function, change.index)
-    assert seen(guest, *place) == told(kept, *place)
+    assert seen(bare_guest, *place) == told(kept, *place)
 
 
-def test_a_guest_sees_a_leaf_that_was_overridden(guest: RealModeGuest, supported: Cpuid) -> None:
+def test_a_guest_sees_a_leaf_that_was_overridden(bare_guest: RealModeGuest, supported: Cpuid) -> None:
     cpuid = supported.override(0x8000_0002, eax=0x4B59_4B50, ebx=0x4D56)
-    require(cpuid, accepted(guest, cpuid), 0x8000_0002)
-    assert seen(guest, 0x8000_0002) == (0x4B59_4B50, 0x4D56, 0, 0)
+    require(cpuid, accepted(bare_guest, cpuid), 0x8000_0002)
+    assert seen(bare_guest, 0x8000_0002) == (0x4B59_4B50, 0x4D56, 0, 0)
     assert cpuid.brand == "PKYKVM"
 
 

@@ -51,21 +51,21 @@ def ring_size(kvm: Kvm) -> int:
 def vm(request: pytest.FixtureRequest, vm: Vm) -> Vm:
     """A VM that tracks written pages by ``tracking``, or by the ring where a test has no such parameter."""
     names = request.fixturenames
-    if "guest" in names and ("tracking" not in names or request.getfixturevalue("tracking") == "ring"):
+    if "bare_guest" in names and ("tracking" not in names or request.getfixturevalue("tracking") == "ring"):
         vm.enable_dirty_ring(request.getfixturevalue("ring_size"))
     return vm
 
 
 @pytest.fixture
-def pages(guest: RealModeGuest) -> Iterator[mmap.mmap]:
+def pages(bare_guest: RealModeGuest) -> Iterator[mmap.mmap]:
     """16 MiB at FAR whose written pages are tracked; FS reaches all of it with 32-bit offsets."""
     memory = mmap.mmap(-1, 16 * MiB)
-    guest.vm.set_user_memory_region(7, FAR, memory, log_dirty_pages=True)
-    sregs = guest.vcpu.get_sregs()
+    bare_guest.vm.set_user_memory_region(7, FAR, memory, log_dirty_pages=True)
+    sregs = bare_guest.vcpu.get_sregs()
     sregs.fs.base, sregs.fs.limit, sregs.fs.g = FAR, 0xFFFF_FFFF, 1
-    guest.vcpu.set_sregs(sregs)
+    bare_guest.vcpu.set_sregs(sregs)
     yield memory
-    guest.vm.close()
+    bare_guest.vm.close()
     memory.close()
 
 
@@ -84,111 +84,111 @@ def numbers(pages: Iterator[Gpa]) -> list[int]:
 
 
 @pytest.mark.usefixtures("tracking", "pages")
-def test_dirty_pages_are_those_written_since_the_last_call(guest: RealModeGuest) -> None:
-    assert numbers(guest.vm.dirty_pages()) == []
-    write(guest, 1, 6)
-    assert numbers(guest.vm.dirty_pages()) == [1, 6]
-    assert numbers(guest.vm.dirty_pages()) == []
-    write(guest, 6, 9)
-    assert numbers(guest.vm.dirty_pages()) == [6, 9], "a page that was told of is watched again"
+def test_dirty_pages_are_those_written_since_the_last_call(bare_guest: RealModeGuest) -> None:
+    assert numbers(bare_guest.vm.dirty_pages()) == []
+    write(bare_guest, 1, 6)
+    assert numbers(bare_guest.vm.dirty_pages()) == [1, 6]
+    assert numbers(bare_guest.vm.dirty_pages()) == []
+    write(bare_guest, 6, 9)
+    assert numbers(bare_guest.vm.dirty_pages()) == [6, 9], "a page that was told of is watched again"
 
 
 @pytest.mark.usefixtures("tracking", "pages")
-def test_dirty_pages_are_sorted_and_without_repeats(guest: RealModeGuest) -> None:
-    write(guest, 4095, 3, 3, 70, 3, 0)
-    assert numbers(guest.vm.dirty_pages()) == [0, 3, 70, 4095]
+def test_dirty_pages_are_sorted_and_without_repeats(bare_guest: RealModeGuest) -> None:
+    write(bare_guest, 4095, 3, 3, 70, 3, 0)
+    assert numbers(bare_guest.vm.dirty_pages()) == [0, 3, 70, 4095]
 
 
 @pytest.mark.usefixtures("tracking", "pages")
-def test_reading_is_not_writing(guest: RealModeGuest) -> None:
-    guest.load(bytes.fromhex("67 64 8a 06"), HLT, rsi=0x5000)  # mov %fs:(%esi), %al
-    assert guest.run() == []
-    assert numbers(guest.vm.dirty_pages()) == []
+def test_reading_is_not_writing(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(bytes.fromhex("67 64 8a 06"), HLT, rsi=0x5000)  # mov %fs:(%esi), %al
+    assert bare_guest.run() == []
+    assert numbers(bare_guest.vm.dirty_pages()) == []
 
 
 @pytest.mark.usefixtures("tracking", "pages")
-def test_slots_that_do_not_log_are_left_out(guest: RealModeGuest) -> None:
-    guest.load(bytes.fromhex("88 04"), HLT)  # mov %al, (%si), in slot 0
-    assert guest.run() == []
-    assert numbers(guest.vm.dirty_pages()) == []
+def test_slots_that_do_not_log_are_left_out(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(bytes.fromhex("88 04"), HLT)  # mov %al, (%si), in slot 0
+    assert bare_guest.run() == []
+    assert numbers(bare_guest.vm.dirty_pages()) == []
 
 
 @pytest.mark.usefixtures("tracking")
-def test_several_slots_are_told_of_together(guest: RealModeGuest, pages: mmap.mmap) -> None:
+def test_several_slots_are_told_of_together(bare_guest: RealModeGuest, pages: mmap.mmap) -> None:
     more = mmap.mmap(-1, 64 * KiB)
-    guest.vm.set_user_memory_region(2, Gpa(FAR + len(pages)), more, log_dirty_pages=True)
-    write(guest, 4096 + 15, 5, 4096)
-    assert numbers(guest.vm.dirty_pages()) == [5, 4096, 4096 + 15]
-    guest.vm.close()
+    bare_guest.vm.set_user_memory_region(2, Gpa(FAR + len(pages)), more, log_dirty_pages=True)
+    write(bare_guest, 4096 + 15, 5, 4096)
+    assert numbers(bare_guest.vm.dirty_pages()) == [5, 4096, 4096 + 15]
+    bare_guest.vm.close()
     more.close()
 
 
 @pytest.mark.usefixtures("tracking")
-def test_a_slot_deleted_meanwhile_is_left_out(guest: RealModeGuest, pages: mmap.mmap) -> None:
-    write(guest, 5)
-    guest.vm.set_user_memory_region(7, FAR, None)
-    assert numbers(guest.vm.dirty_pages()) == []
-    guest.vm.set_user_memory_region(7, FAR, pages, log_dirty_pages=True)
-    write(guest, 8)
-    assert numbers(guest.vm.dirty_pages()) == [8]
+def test_a_slot_deleted_meanwhile_is_left_out(bare_guest: RealModeGuest, pages: mmap.mmap) -> None:
+    write(bare_guest, 5)
+    bare_guest.vm.set_user_memory_region(7, FAR, None)
+    assert numbers(bare_guest.vm.dirty_pages()) == []
+    bare_guest.vm.set_user_memory_region(7, FAR, pages, log_dirty_pages=True)
+    write(bare_guest, 8)
+    assert numbers(bare_guest.vm.dirty_pages()) == [8]
 
 
 @pytest.mark.usefixtures("tracking", "pages")
-def test_what_is_dirty_is_asked_at_the_call_not_while_iterating(guest: RealModeGuest) -> None:
-    write(guest, 1)
-    before = guest.vm.dirty_pages()
-    write(guest, 2)
+def test_what_is_dirty_is_asked_at_the_call_not_while_iterating(bare_guest: RealModeGuest) -> None:
+    write(bare_guest, 1)
+    before = bare_guest.vm.dirty_pages()
+    write(bare_guest, 2)
     assert numbers(before) == [1]
-    assert numbers(guest.vm.dirty_pages()) == [2]
+    assert numbers(bare_guest.vm.dirty_pages()) == [2]
 
 
 @pytest.mark.usefixtures("tracking", "pages")
-def test_what_a_closed_vcpu_wrote_is_not_lost(guest: RealModeGuest) -> None:
-    write(guest, 5)
-    guest.vcpu.close()
-    assert numbers(guest.vm.dirty_pages()) == [5]
+def test_what_a_closed_vcpu_wrote_is_not_lost(bare_guest: RealModeGuest) -> None:
+    write(bare_guest, 5)
+    bare_guest.vcpu.close()
+    assert numbers(bare_guest.vm.dirty_pages()) == [5]
 
 
 @pytest.mark.usefixtures("tracking", "pages")
-def test_a_closed_vm_says_so(guest: RealModeGuest) -> None:
-    guest.vm.close()
-    guest.vm.close()
+def test_a_closed_vm_says_so(bare_guest: RealModeGuest) -> None:
+    bare_guest.vm.close()
+    bare_guest.vm.close()
     with pytest.raises(ClosedError, match="the VM is closed"):
-        guest.vm.dirty_pages()
+        bare_guest.vm.dirty_pages()
 
 
 # ---- the ring alone ----
 
 
 @pytest.mark.usefixtures("pages")
-def test_a_full_ring_is_an_exit_that_collecting_recovers_from(guest: RealModeGuest) -> None:
+def test_a_full_ring_is_an_exit_that_collecting_recovers_from(bare_guest: RealModeGuest) -> None:
     total = 1500
-    guest.load(WRITE_PAGES, rcx=total, rax=0x55)
+    bare_guest.load(WRITE_PAGES, rcx=total, rax=0x55)
     seen: list[int] = []
     exits = 0
-    while (exit := guest.vcpu.run()) != Hlt():
+    while (exit := bare_guest.vcpu.run()) != Hlt():
         if exit == DirtyRingFull():
-            seen += numbers(guest.vm.dirty_pages())
+            seen += numbers(bare_guest.vm.dirty_pages())
             exits += 1
-    seen += numbers(guest.vm.dirty_pages())
+    seen += numbers(bare_guest.vm.dirty_pages())
     assert exits > 0
     assert sorted(seen) == list(range(total))
 
 
 @pytest.mark.usefixtures("pages")
-def test_a_full_ring_stays_full_until_it_is_collected(guest: RealModeGuest) -> None:
-    guest.load(WRITE_PAGES, rcx=1500)
-    while guest.vcpu.run() != DirtyRingFull():
+def test_a_full_ring_stays_full_until_it_is_collected(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(WRITE_PAGES, rcx=1500)
+    while bare_guest.vcpu.run() != DirtyRingFull():
         pass
-    assert guest.vcpu.run() == DirtyRingFull()
-    assert guest.vm.reset_dirty_rings() == 0, "nothing was collected"
-    assert guest.vcpu.run() == DirtyRingFull()
+    assert bare_guest.vcpu.run() == DirtyRingFull()
+    assert bare_guest.vm.reset_dirty_rings() == 0, "nothing was collected"
+    assert bare_guest.vcpu.run() == DirtyRingFull()
 
 
 @pytest.mark.usefixtures("pages")
-def test_the_dirty_log_is_refused_and_why(guest: RealModeGuest) -> None:
+def test_the_dirty_log_is_refused_and_why(bare_guest: RealModeGuest) -> None:
     with pytest.raises(KvmError, match=r"KVM_GET_DIRTY_LOG\(slot=7\): ENXIO: this VM has dirty rings instead of a log"):
-        guest.vm.get_dirty_log(7)
+        bare_guest.vm.get_dirty_log(7)
 
 
 @pytest.mark.parametrize(

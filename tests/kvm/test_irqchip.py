@@ -102,69 +102,69 @@ def pulse(vm: Vm, gsi: int) -> None:
 
 
 @pytest.mark.parametrize("line", [1, 7, 10])
-def test_a_raised_line_reaches_the_guests_handler_through_the_pic(guest: RealModeGuest, line: int) -> None:
-    ready(guest, line)
-    pulse(guest.vm, line)
-    assert run(guest) == handled(line)
-    assert run(guest) == DONE
+def test_a_raised_line_reaches_the_guests_handler_through_the_pic(bare_guest: RealModeGuest, line: int) -> None:
+    ready(bare_guest, line)
+    pulse(bare_guest.vm, line)
+    assert run(bare_guest) == handled(line)
+    assert run(bare_guest) == DONE
 
 
-def test_a_line_raised_by_another_thread_wakes_a_halted_guest(guest: RealModeGuest) -> None:
-    ready(guest, 4)
+def test_a_line_raised_by_another_thread_wakes_a_halted_guest(bare_guest: RealModeGuest) -> None:
+    ready(bare_guest, 4)
     for _ in range(100):
-        thread = threading.Thread(target=pulse, args=(guest.vm, 4))
+        thread = threading.Thread(target=pulse, args=(bare_guest.vm, 4))
         thread.start()
-        assert run(guest) == handled(4)
-        assert run(guest) == DONE
+        assert run(bare_guest) == handled(4)
+        assert run(bare_guest) == DONE
         thread.join()
 
 
-def test_lines_may_be_raised_by_many_threads_while_the_guest_runs(guest: RealModeGuest) -> None:
-    ready(guest, 3, 4, 5, 6)
+def test_lines_may_be_raised_by_many_threads_while_the_guest_runs(bare_guest: RealModeGuest) -> None:
+    ready(bare_guest, 3, 4, 5, 6)
     stop = threading.Event()
 
     def storm(line: int) -> None:
-        pulse(guest.vm, line)
+        pulse(bare_guest.vm, line)
         while not stop.is_set():
-            pulse(guest.vm, line)
+            pulse(bare_guest.vm, line)
 
     threads = [threading.Thread(target=storm, args=(line,)) for line in (3, 4, 5, 6)]
     for thread in threads:
         thread.start()
     wanted = {handled(line) for line in (3, 4, 5, 6)}
     while wanted:  # the storm lasts until line 3 came through; what the others raised stays latched in the PIC
-        wanted.discard(run(guest))
+        wanted.discard(run(bare_guest))
         if handled(3) not in wanted:
             stop.set()
     for thread in threads:
         thread.join()
 
 
-def test_an_edge_interrupts_once_however_long_the_line_stays_up(guest: RealModeGuest) -> None:
-    ready(guest, 4, 5)
-    guest.vm.irq_line(4, True)
-    assert [run(guest), run(guest)] == [handled(4), DONE]
-    pulse(guest.vm, 5)
-    assert [run(guest), run(guest)] == [handled(5), DONE], "not line 4, which comes first, again"
+def test_an_edge_interrupts_once_however_long_the_line_stays_up(bare_guest: RealModeGuest) -> None:
+    ready(bare_guest, 4, 5)
+    bare_guest.vm.irq_line(4, True)
+    assert [run(bare_guest), run(bare_guest)] == [handled(4), DONE]
+    pulse(bare_guest.vm, 5)
+    assert [run(bare_guest), run(bare_guest)] == [handled(5), DONE], "not line 4, which comes first, again"
 
 
-def test_a_level_interrupts_until_the_line_is_lowered(guest: RealModeGuest) -> None:
-    ready(guest, 5, 7)
-    guest.load(bytes.fromhex("ba d0 04"), bytes.fromhex("b0 20 ee"), WAIT)  # ELCR, port 0x4d0: line 5 by level
-    assert run(guest) == READY
-    guest.vm.irq_line(5, True)
+def test_a_level_interrupts_until_the_line_is_lowered(bare_guest: RealModeGuest) -> None:
+    ready(bare_guest, 5, 7)
+    bare_guest.load(bytes.fromhex("ba d0 04"), bytes.fromhex("b0 20 ee"), WAIT)  # ELCR, port 0x4d0: line 5 by level
+    assert run(bare_guest) == READY
+    bare_guest.vm.irq_line(5, True)
     for _ in range(3):
-        assert [run(guest), run(guest)] == [handled(5), DONE]
-    guest.vm.irq_line(5, False)
-    pulse(guest.vm, 7)
-    assert [run(guest), run(guest)] == [handled(7), DONE]
+        assert [run(bare_guest), run(bare_guest)] == [handled(5), DONE]
+    bare_guest.vm.irq_line(5, False)
+    pulse(bare_guest.vm, 7)
+    assert [run(bare_guest), run(bare_guest)] == [handled(7), DONE]
 
 
-def test_a_line_without_a_route_is_ignored(guest: RealModeGuest) -> None:
-    ready(guest, 1)
-    pulse(guest.vm, 3000)
-    pulse(guest.vm, 1)
-    assert run(guest) == handled(1)
+def test_a_line_without_a_route_is_ignored(bare_guest: RealModeGuest) -> None:
+    ready(bare_guest, 1)
+    pulse(bare_guest.vm, 3000)
+    pulse(bare_guest.vm, 1)
+    assert run(bare_guest) == handled(1)
 
 
 def test_a_line_needs_an_interrupt_controller(bare_vm: Vm) -> None:
@@ -181,45 +181,45 @@ def test_a_line_number_that_does_not_fit_is_refused(vm: Vm, gsi: int) -> None:
 # ---- irqfd ----
 
 
-def test_a_write_to_an_irqfd_is_an_interrupt(guest: RealModeGuest, eventfd: int) -> None:
-    ready(guest, 3)
-    guest.vm.irqfd(eventfd, 3)
+def test_a_write_to_an_irqfd_is_an_interrupt(bare_guest: RealModeGuest, eventfd: int) -> None:
+    ready(bare_guest, 3)
+    bare_guest.vm.irqfd(eventfd, 3)
     for _ in range(3):
         os.eventfd_write(eventfd, 1)
-        assert [run(guest), run(guest)] == [handled(3), DONE]
+        assert [run(bare_guest), run(bare_guest)] == [handled(3), DONE]
 
 
-def test_a_deassigned_irqfd_interrupts_no_more(guest: RealModeGuest, eventfd: int) -> None:
-    ready(guest, 3, 4)
-    guest.vm.irqfd(eventfd, 3)
-    guest.vm.irqfd(eventfd, 3, deassign=True)
+def test_a_deassigned_irqfd_interrupts_no_more(bare_guest: RealModeGuest, eventfd: int) -> None:
+    ready(bare_guest, 3, 4)
+    bare_guest.vm.irqfd(eventfd, 3)
+    bare_guest.vm.irqfd(eventfd, 3, deassign=True)
     os.eventfd_write(eventfd, 1)
-    pulse(guest.vm, 4)
-    assert run(guest) == handled(4)
+    pulse(bare_guest.vm, 4)
+    assert run(bare_guest) == handled(4)
     assert os.eventfd_read(eventfd) == 1, "nobody took it"
 
 
-def test_an_irqfd_works_after_its_descriptor_is_closed_here(guest: RealModeGuest, eventfd: int) -> None:
-    ready(guest, 3)
+def test_an_irqfd_works_after_its_descriptor_is_closed_here(bare_guest: RealModeGuest, eventfd: int) -> None:
+    ready(bare_guest, 3)
     fd = os.dup(eventfd)
-    guest.vm.irqfd(fd, 3)
+    bare_guest.vm.irqfd(fd, 3)
     os.close(fd)
     os.eventfd_write(eventfd, 1)
-    assert run(guest) == handled(3)
+    assert run(bare_guest) == handled(3)
 
 
-def test_a_resamplefd_tells_that_the_guest_ended_a_level_interrupt(guest: RealModeGuest, eventfd: int) -> None:
-    ready(guest, 5)
-    guest.load(bytes.fromhex("ba d0 04"), bytes.fromhex("b0 20 ee"), WAIT)  # ELCR, port 0x4d0: line 5 by level
-    assert run(guest) == READY
+def test_a_resamplefd_tells_that_the_guest_ended_a_level_interrupt(bare_guest: RealModeGuest, eventfd: int) -> None:
+    ready(bare_guest, 5)
+    bare_guest.load(bytes.fromhex("ba d0 04"), bytes.fromhex("b0 20 ee"), WAIT)  # ELCR, port 0x4d0: line 5 by level
+    assert run(bare_guest) == READY
     resamplefd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    guest.vm.irqfd(eventfd, 5, resamplefd=resamplefd)
+    bare_guest.vm.irqfd(eventfd, 5, resamplefd=resamplefd)
     for _ in range(2):  # who still wants the line up writes again
         os.eventfd_write(eventfd, 1)
-        assert run(guest) == handled(5)
+        assert run(bare_guest) == handled(5)
         with pytest.raises(BlockingIOError):
             os.eventfd_read(resamplefd)
-        assert run(guest) == DONE, "after its EOI"
+        assert run(bare_guest) == DONE, "after its EOI"
         assert os.eventfd_read(resamplefd) == 1
     os.close(resamplefd)
 
@@ -244,24 +244,24 @@ def test_an_irqfd_that_is_no_eventfd_is_explained(vm: Vm) -> None:
 # ---- routes and messages ----
 
 
-def test_a_route_leads_a_line_to_another_pin(guest: RealModeGuest) -> None:
-    ready(guest, 3, 6)
-    guest.vm.set_gsi_routing(
+def test_a_route_leads_a_line_to_another_pin(bare_guest: RealModeGuest) -> None:
+    ready(bare_guest, 3, 6)
+    bare_guest.vm.set_gsi_routing(
         [IrqchipRoute(40, IrqchipId.PIC_MASTER, 3), IrqchipRoute(3, IrqchipId.PIC_MASTER, 6)],
     )
-    pulse(guest.vm, 40)
-    assert [run(guest), run(guest)] == [handled(3), DONE]
-    pulse(guest.vm, 3)
-    assert [run(guest), run(guest)] == [handled(6), DONE]
+    pulse(bare_guest.vm, 40)
+    assert [run(bare_guest), run(bare_guest)] == [handled(3), DONE]
+    pulse(bare_guest.vm, 3)
+    assert [run(bare_guest), run(bare_guest)] == [handled(6), DONE]
 
 
-def test_an_empty_table_leads_nowhere(guest: RealModeGuest) -> None:
-    ready(guest, 3, 4)
-    guest.vm.set_gsi_routing([])
-    pulse(guest.vm, 3)
-    guest.vm.set_gsi_routing([IrqchipRoute(4, IrqchipId.PIC_MASTER, 4)])
-    pulse(guest.vm, 4)
-    assert run(guest) == handled(4)
+def test_an_empty_table_leads_nowhere(bare_guest: RealModeGuest) -> None:
+    ready(bare_guest, 3, 4)
+    bare_guest.vm.set_gsi_routing([])
+    pulse(bare_guest.vm, 3)
+    bare_guest.vm.set_gsi_routing([IrqchipRoute(4, IrqchipId.PIC_MASTER, 4)])
+    pulse(bare_guest.vm, 4)
+    assert run(bare_guest) == handled(4)
 
 
 def enable_apic(guest: RealModeGuest) -> None:
@@ -278,29 +278,29 @@ def ready_for_messages(guest: RealModeGuest) -> None:
     assert run(guest) == READY
 
 
-def test_a_message_reaches_the_local_apic(guest: RealModeGuest) -> None:
-    ready_for_messages(guest)
-    assert guest.vm.signal_msi(ANY_APIC_0, 0x41) > 0
-    assert run(guest) == handled(0x41)
+def test_a_message_reaches_the_local_apic(bare_guest: RealModeGuest) -> None:
+    ready_for_messages(bare_guest)
+    assert bare_guest.vm.signal_msi(ANY_APIC_0, 0x41) > 0
+    assert run(bare_guest) == handled(0x41)
 
 
-def test_a_line_may_be_routed_to_a_message(guest: RealModeGuest) -> None:
-    ready_for_messages(guest)
-    guest.vm.set_gsi_routing([MsiRoute(5, ANY_APIC_0, 0x41)])
-    guest.vm.irq_line(5, True)
-    assert run(guest) == handled(0x41)
+def test_a_line_may_be_routed_to_a_message(bare_guest: RealModeGuest) -> None:
+    ready_for_messages(bare_guest)
+    bare_guest.vm.set_gsi_routing([MsiRoute(5, ANY_APIC_0, 0x41)])
+    bare_guest.vm.irq_line(5, True)
+    assert run(bare_guest) == handled(0x41)
 
 
-def test_an_irqfd_may_be_routed_to_a_message(guest: RealModeGuest, eventfd: int) -> None:
-    ready_for_messages(guest)
-    guest.vm.set_gsi_routing([MsiRoute(30, ANY_APIC_0, 0x41)])
-    guest.vm.irqfd(eventfd, 30)
+def test_an_irqfd_may_be_routed_to_a_message(bare_guest: RealModeGuest, eventfd: int) -> None:
+    ready_for_messages(bare_guest)
+    bare_guest.vm.set_gsi_routing([MsiRoute(30, ANY_APIC_0, 0x41)])
+    bare_guest.vm.irqfd(eventfd, 30)
     os.eventfd_write(eventfd, 1)
-    assert run(guest) == handled(0x41)
+    assert run(bare_guest) == handled(0x41)
 
 
-def test_an_apic_that_is_switched_off_takes_no_message(guest: RealModeGuest) -> None:
-    assert guest.vm.signal_msi(ANY_APIC_0, 0x41) == 0
+def test_an_apic_that_is_switched_off_takes_no_message(bare_guest: RealModeGuest) -> None:
+    assert bare_guest.vm.signal_msi(ANY_APIC_0, 0x41) == 0
 
 
 def test_a_message_before_the_first_vcpu_is_explained(vm: Vm) -> None:
@@ -347,9 +347,9 @@ def test_an_irqchip_after_the_first_vcpu_is_explained(bare_vm: Vm) -> None:
         bare_vm.create_irqchip()
 
 
-def test_an_interrupt_beside_the_irqchip_is_explained(guest: RealModeGuest) -> None:
+def test_an_interrupt_beside_the_irqchip_is_explained(bare_guest: RealModeGuest) -> None:
     with pytest.raises(KvmError, match=r"KVM_INTERRUPT\(irq=32\): ENXIO: the interrupt controllers are in the kernel"):
-        guest.vcpu.interrupt(0x20)
+        bare_guest.vcpu.interrupt(0x20)
 
 
 def test_a_second_interrupt_beside_a_split_irqchip_is_explained(bare_vm: Vm) -> None:
@@ -384,23 +384,23 @@ def test_only_the_boot_cpu_is_runnable_at_first(bare_vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("chip", IrqchipId)
-def test_a_controllers_state_survives_a_round_trip(guest: RealModeGuest, chip: IrqchipId) -> None:
-    ready(guest)
-    state = guest.vm.get_irqchip(chip)
+def test_a_controllers_state_survives_a_round_trip(bare_guest: RealModeGuest, chip: IrqchipId) -> None:
+    ready(bare_guest)
+    state = bare_guest.vm.get_irqchip(chip)
     assert len(state) == 512
-    guest.vm.set_irqchip(chip, state)
-    assert guest.vm.get_irqchip(chip) == state
+    bare_guest.vm.set_irqchip(chip, state)
+    assert bare_guest.vm.get_irqchip(chip) == state
 
 
-def test_a_controllers_state_holds_what_the_guest_programmed(guest: RealModeGuest) -> None:
-    before = guest.vm.get_irqchip(IrqchipId.PIC_MASTER)
-    ready(guest, 3)
-    after = guest.vm.get_irqchip(IrqchipId.PIC_MASTER)
+def test_a_controllers_state_holds_what_the_guest_programmed(bare_guest: RealModeGuest) -> None:
+    before = bare_guest.vm.get_irqchip(IrqchipId.PIC_MASTER)
+    ready(bare_guest, 3)
+    after = bare_guest.vm.get_irqchip(IrqchipId.PIC_MASTER)
     assert after != before
-    guest.vm.set_irqchip(IrqchipId.PIC_MASTER, before)
-    guest.vm.set_irqchip(IrqchipId.PIC_MASTER, after)
-    pulse(guest.vm, 3)
-    assert run(guest) == handled(3)
+    bare_guest.vm.set_irqchip(IrqchipId.PIC_MASTER, before)
+    bare_guest.vm.set_irqchip(IrqchipId.PIC_MASTER, after)
+    pulse(bare_guest.vm, 3)
+    assert run(bare_guest) == handled(3)
 
 
 def test_a_controller_that_does_not_exist_is_explained(vm: Vm) -> None:
@@ -408,21 +408,21 @@ def test_a_controller_that_does_not_exist_is_explained(vm: Vm) -> None:
         vm.get_irqchip(7)  # type: ignore[arg-type]
 
 
-def test_states_of_the_wrong_length_are_refused(guest: RealModeGuest) -> None:
+def test_states_of_the_wrong_length_are_refused(bare_guest: RealModeGuest) -> None:
     with pytest.raises(ConfigurationError, match="an interrupt controller's state has 512 bytes, not 3"):
-        guest.vm.set_irqchip(IrqchipId.IOAPIC, b"abc")
+        bare_guest.vm.set_irqchip(IrqchipId.IOAPIC, b"abc")
     with pytest.raises(ConfigurationError, match="the timer's state has 112 bytes, not 0"):
-        guest.vm.set_pit2(b"")
+        bare_guest.vm.set_pit2(b"")
     with pytest.raises(ConfigurationError, match="a local APIC's state has 1024 bytes, not 1023"):
-        guest.vcpu.set_lapic(bytes(1023))
+        bare_guest.vcpu.set_lapic(bytes(1023))
 
 
-def test_a_local_apics_state_survives_a_round_trip(guest: RealModeGuest) -> None:
-    enable_apic(guest)
-    state = guest.vcpu.get_lapic()
+def test_a_local_apics_state_survives_a_round_trip(bare_guest: RealModeGuest) -> None:
+    enable_apic(bare_guest)
+    state = bare_guest.vcpu.get_lapic()
     assert state[SPURIOUS_VECTOR : SPURIOUS_VECTOR + 2] == b"\xff\x01"
-    guest.vcpu.set_lapic(state)
-    assert guest.vcpu.get_lapic() == state
+    bare_guest.vcpu.set_lapic(state)
+    assert bare_guest.vcpu.get_lapic() == state
 
 
 def test_a_local_apic_that_is_not_in_the_kernel_is_explained(bare_vm: Vm) -> None:
@@ -435,14 +435,14 @@ def test_a_local_apic_that_is_not_in_the_kernel_is_explained(bare_vm: Vm) -> Non
 # ---- time ----
 
 
-def test_the_pit_ticks_on_line_0(guest: RealModeGuest) -> None:
-    guest.vm.create_pit2(speaker_dummy=True)
-    ready(guest, 0)
+def test_the_pit_ticks_on_line_0(bare_guest: RealModeGuest) -> None:
+    bare_guest.vm.create_pit2(speaker_dummy=True)
+    ready(bare_guest, 0)
     # channel 0, low and high byte, mode 2 (rate generator), about 1000 Hz
-    guest.load(out(0x43, 0x34), out(0x40, 0xA9), out(0x40, 0x04), WAIT)
-    assert run(guest) == READY
+    bare_guest.load(out(0x43, 0x34), out(0x40, 0xA9), out(0x40, 0x04), WAIT)
+    assert run(bare_guest) == READY
     for _ in range(3):
-        assert [run(guest), run(guest)] == [handled(0), DONE]
+        assert [run(bare_guest), run(bare_guest)] == [handled(0), DONE]
 
 
 def test_the_pits_state_survives_a_round_trip(vm: Vm) -> None:
@@ -481,8 +481,8 @@ def test_a_clock_that_does_not_fit_is_refused(bare_vm: Vm) -> None:
         bare_vm.set_clock(ClockData(-1))
 
 
-def test_the_tsc_keeps_the_speed_it_has(guest: RealModeGuest) -> None:
-    khz = guest.vcpu.get_tsc_khz()
+def test_the_tsc_keeps_the_speed_it_has(bare_guest: RealModeGuest) -> None:
+    khz = bare_guest.vcpu.get_tsc_khz()
     assert khz > 0
-    guest.vcpu.set_tsc_khz(khz)
-    assert guest.vcpu.get_tsc_khz() == khz
+    bare_guest.vcpu.set_tsc_khz(khz)
+    assert bare_guest.vcpu.get_tsc_khz() == khz

@@ -31,28 +31,28 @@ def page() -> Iterator[mmap.mmap]:
 
 
 @pytest.fixture
-def eight_pages(guest: RealModeGuest) -> Iterator[mmap.mmap]:
+def eight_pages(bare_guest: RealModeGuest) -> Iterator[mmap.mmap]:
     """Memory for the hole, unmapped after the VM is gone."""
     pages = mmap.mmap(-1, 8 * PAGE_SIZE)
     yield pages
-    guest.vm.close()
+    bare_guest.vm.close()
     pages.close()
 
 
-def test_a_slot_is_memory_for_the_guest_and_for_the_host(guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages)
+def test_a_slot_is_memory_for_the_guest_and_for_the_host(bare_guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages)
     eight_pages[0x10:0x14] = b"host"
-    guest.load(LOAD, STORE, HLT, rsi=0x10)
-    assert guest.run() == []
-    assert guest.regs.rax == int.from_bytes(b"host", "little")
-    guest.load(STORE, HLT, rsi=0x20, rax=0x47)
-    assert guest.run() == []
+    bare_guest.load(LOAD, STORE, HLT, rsi=0x10)
+    assert bare_guest.run() == []
+    assert bare_guest.regs.rax == int.from_bytes(b"host", "little")
+    bare_guest.load(STORE, HLT, rsi=0x20, rax=0x47)
+    assert bare_guest.run() == []
     assert eight_pages[0x20] == 0x47
 
 
-def test_the_slots_in_use_are_listed_by_number(guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
-    guest.vm.set_user_memory_region(5, HOLE, eight_pages, readonly=True, log_dirty_pages=True)
-    first, second = guest.vm.slots
+def test_the_slots_in_use_are_listed_by_number(bare_guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
+    bare_guest.vm.set_user_memory_region(5, HOLE, eight_pages, readonly=True, log_dirty_pages=True)
+    first, second = bare_guest.vm.slots
     assert (first.slot, first.gpa, first.size) == (0, 0, HOLE)
     assert (second.slot, second.gpa, second.size) == (5, HOLE, 8 * PAGE_SIZE)
     assert second.flags == MemoryRegionFlag.READONLY | MemoryRegionFlag.LOG_DIRTY_PAGES
@@ -60,99 +60,100 @@ def test_the_slots_in_use_are_listed_by_number(guest: RealModeGuest, eight_pages
 
 
 def test_a_write_to_a_readonly_slot_is_an_mmio_write_and_changes_nothing(
-    guest: RealModeGuest, eight_pages: mmap.mmap
+    bare_guest: RealModeGuest, eight_pages: mmap.mmap
 ) -> None:
     eight_pages[0x10:0x14] = b"ROM!"
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages, readonly=True)
-    guest.load(STORE, LOAD, HLT, rsi=0x10, rax=0x58)
-    assert guest.run() == [MmioWrite(Gpa(HOLE + 0x10), b"X")], "and the read behind it is no exit"
-    assert guest.regs.rax == int.from_bytes(b"ROM!", "little")
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages, readonly=True)
+    bare_guest.load(STORE, LOAD, HLT, rsi=0x10, rax=0x58)
+    assert bare_guest.run() == [MmioWrite(Gpa(HOLE + 0x10), b"X")], "and the read behind it is no exit"
+    assert bare_guest.regs.rax == int.from_bytes(b"ROM!", "little")
     assert eight_pages[0x10:0x14] == b"ROM!"
 
 
-def test_one_buffer_may_stand_at_two_addresses(guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages)
-    guest.vm.set_user_memory_region(2, Gpa(HOLE + 8 * PAGE_SIZE), memoryview(eight_pages)[PAGE_SIZE : 2 * PAGE_SIZE])
-    guest.load(STORE, HLT, rsi=8 * PAGE_SIZE + 5, rax=0x21)
-    assert guest.run() == []
+def test_one_buffer_may_stand_at_two_addresses(bare_guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages)
+    second_page = memoryview(eight_pages)[PAGE_SIZE : 2 * PAGE_SIZE]
+    bare_guest.vm.set_user_memory_region(2, Gpa(HOLE + 8 * PAGE_SIZE), second_page)
+    bare_guest.load(STORE, HLT, rsi=8 * PAGE_SIZE + 5, rax=0x21)
+    assert bare_guest.run() == []
     assert eight_pages[PAGE_SIZE + 5] == 0x21
 
 
-def test_a_deleted_slot_is_a_hole_again(guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages)
-    guest.load(LOAD, LOAD, HLT)
-    guest.vm.set_user_memory_region(1, HOLE, None)
-    assert [slot.slot for slot in guest.vm.slots] == [0]
-    assert guest.run(lambda exit: bytes(4)) == [MmioRead(HOLE, 4)] * 2
+def test_a_deleted_slot_is_a_hole_again(bare_guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages)
+    bare_guest.load(LOAD, LOAD, HLT)
+    bare_guest.vm.set_user_memory_region(1, HOLE, None)
+    assert [slot.slot for slot in bare_guest.vm.slots] == [0]
+    assert bare_guest.run(lambda exit: bytes(4)) == [MmioRead(HOLE, 4)] * 2
     eight_pages.close()
 
 
-def test_a_slot_can_move(guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
+def test_a_slot_can_move(bare_guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
     eight_pages[0:4] = b"here"
-    guest.vm.set_user_memory_region(1, Gpa(0x100000), eight_pages)
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages)
-    guest.load(LOAD, HLT)
-    assert guest.run() == []
-    assert guest.regs.rax == int.from_bytes(b"here", "little")
-    assert guest.vm.slots[1].gpa == HOLE
+    bare_guest.vm.set_user_memory_region(1, Gpa(0x100000), eight_pages)
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages)
+    bare_guest.load(LOAD, HLT)
+    assert bare_guest.run() == []
+    assert bare_guest.regs.rax == int.from_bytes(b"here", "little")
+    assert bare_guest.vm.slots[1].gpa == HOLE
 
 
-def test_the_dirty_log_names_the_pages_that_were_written(guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages, log_dirty_pages=True)
-    assert guest.vm.get_dirty_log(1) == b"\0"
-    guest.load(STORE, bytes.fromhex("be 00 60"), STORE, LOAD, HLT, rsi=0x1FFF)  # mov $0x6000, %si
-    assert guest.run() == []
-    assert guest.vm.get_dirty_log(1) == bytes([1 << 1 | 1 << 6])
-    assert guest.vm.get_dirty_log(1) == b"\0", "each page is named once"
-    guest.load(LOAD, HLT, rsi=0x3000)
-    assert guest.run() == []
-    assert guest.vm.get_dirty_log(1) == b"\0", "reading is not writing"
+def test_the_dirty_log_names_the_pages_that_were_written(bare_guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages, log_dirty_pages=True)
+    assert bare_guest.vm.get_dirty_log(1) == b"\0"
+    bare_guest.load(STORE, bytes.fromhex("be 00 60"), STORE, LOAD, HLT, rsi=0x1FFF)  # mov $0x6000, %si
+    assert bare_guest.run() == []
+    assert bare_guest.vm.get_dirty_log(1) == bytes([1 << 1 | 1 << 6])
+    assert bare_guest.vm.get_dirty_log(1) == b"\0", "each page is named once"
+    bare_guest.load(LOAD, HLT, rsi=0x3000)
+    assert bare_guest.run() == []
+    assert bare_guest.vm.get_dirty_log(1) == b"\0", "reading is not writing"
 
 
-def test_the_dirty_log_of_a_large_slot_has_a_bit_for_its_last_page(guest: RealModeGuest) -> None:
+def test_the_dirty_log_of_a_large_slot_has_a_bit_for_its_last_page(bare_guest: RealModeGuest) -> None:
     pages = 67  # no multiple of the 64 bits that the kernel counts in
     memory = mmap.mmap(-1, pages * PAGE_SIZE)
-    sregs = guest.vcpu.get_sregs()
+    sregs = bare_guest.vcpu.get_sregs()
     last_page = 0x100000 + (pages - 1) * PAGE_SIZE
     sregs.fs.base, sregs.fs.selector = last_page - PAGE_SIZE, (last_page - PAGE_SIZE) >> 4 & 0xFFFF
-    guest.vcpu.set_sregs(sregs)
-    guest.vm.set_user_memory_region(1, Gpa(0x100000), memory, log_dirty_pages=True)
-    guest.load(STORE, HLT, rsi=PAGE_SIZE)
-    assert guest.run() == []
-    log = guest.vm.get_dirty_log(1)
+    bare_guest.vcpu.set_sregs(sregs)
+    bare_guest.vm.set_user_memory_region(1, Gpa(0x100000), memory, log_dirty_pages=True)
+    bare_guest.load(STORE, HLT, rsi=PAGE_SIZE)
+    assert bare_guest.run() == []
+    log = bare_guest.vm.get_dirty_log(1)
     assert len(log) == 9
     assert int.from_bytes(log, "little") == 1 << (pages - 1)
-    guest.vm.close()
+    bare_guest.vm.close()
     memory.close()
 
 
-def test_logging_can_be_switched_on_and_off_later(guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages)
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages, log_dirty_pages=True)
-    guest.load(STORE, HLT)
-    guest.run()
-    assert guest.vm.get_dirty_log(1) == b"\1"
-    guest.vm.set_user_memory_region(1, HOLE, eight_pages)
+def test_logging_can_be_switched_on_and_off_later(bare_guest: RealModeGuest, eight_pages: mmap.mmap) -> None:
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages)
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages, log_dirty_pages=True)
+    bare_guest.load(STORE, HLT)
+    bare_guest.run()
+    assert bare_guest.vm.get_dirty_log(1) == b"\1"
+    bare_guest.vm.set_user_memory_region(1, HOLE, eight_pages)
     with pytest.raises(KvmError, match="was set without log_dirty_pages"):
-        guest.vm.get_dirty_log(1)
+        bare_guest.vm.get_dirty_log(1)
 
 
-def test_a_dirty_log_that_does_not_exist_is_explained(guest: RealModeGuest) -> None:
+def test_a_dirty_log_that_does_not_exist_is_explained(bare_guest: RealModeGuest) -> None:
     with pytest.raises(KvmError, match=r"KVM_GET_DIRTY_LOG\(slot=3\): ENOENT: there is no such slot"):
-        guest.vm.get_dirty_log(3)
+        bare_guest.vm.get_dirty_log(3)
     with pytest.raises(KvmError, match=r"slot 0 \(0x0-0x1ffff\) was set without log_dirty_pages"):
-        guest.vm.get_dirty_log(0)
+        bare_guest.vm.get_dirty_log(0)
 
 
 @pytest.mark.parametrize("gpa", [0, 0x1000, 0x1F000])
-def test_an_overlap_is_explained(guest: RealModeGuest, page: mmap.mmap, gpa: int) -> None:
+def test_an_overlap_is_explained(bare_guest: RealModeGuest, page: mmap.mmap, gpa: int) -> None:
     with pytest.raises(KvmError) as caught:
-        guest.vm.set_user_memory_region(1, Gpa(gpa), page)
+        bare_guest.vm.set_user_memory_region(1, Gpa(gpa), page)
     assert str(caught.value) == (
         f"KVM_SET_USER_MEMORY_REGION(slot=1, gpa={gpa:#x}, size=0x1000): EEXIST: overlaps slot 0 (0x0-0x1ffff)"
     )
     assert caught.value.errno == errno.EEXIST
-    assert [slot.slot for slot in guest.vm.slots] == [0]
+    assert [slot.slot for slot in bare_guest.vm.slots] == [0]
 
 
 def test_a_misaligned_address_is_explained(vm: Vm, page: mmap.mmap) -> None:
@@ -184,15 +185,15 @@ def test_a_slot_number_beyond_the_last_is_explained(vm: Vm, page: mmap.mmap) -> 
 
 
 @pytest.mark.parametrize("change", ["size", "host memory", "readonly flag"])
-def test_what_a_slot_cannot_change_is_explained(guest: RealModeGuest, eight_pages: mmap.mmap, change: str) -> None:
-    guest.vm.set_user_memory_region(1, HOLE, memoryview(eight_pages)[:PAGE_SIZE])
+def test_what_a_slot_cannot_change_is_explained(bare_guest: RealModeGuest, eight_pages: mmap.mmap, change: str) -> None:
+    bare_guest.vm.set_user_memory_region(1, HOLE, memoryview(eight_pages)[:PAGE_SIZE])
     new = {"size": slice(0, 2 * PAGE_SIZE), "host memory": slice(PAGE_SIZE, 2 * PAGE_SIZE)}
     memory = memoryview(eight_pages)[new.get(change, slice(0, PAGE_SIZE))]
     with pytest.raises(KvmError, match=rf"EINVAL: slot 1 \(.*\) cannot change its .*{change}.*: delete it first"):
-        guest.vm.set_user_memory_region(1, HOLE, memory, readonly=change == "readonly flag")
+        bare_guest.vm.set_user_memory_region(1, HOLE, memory, readonly=change == "readonly flag")
     memory.release()
-    assert guest.vm.slots[1].size == PAGE_SIZE
-    assert guest.vm.slots[1].flags == MemoryRegionFlag(0)
+    assert bare_guest.vm.slots[1].size == PAGE_SIZE
+    assert bare_guest.vm.slots[1].flags == MemoryRegionFlag(0)
 
 
 def test_deleting_a_slot_that_does_not_exist_is_explained(vm: Vm) -> None:
@@ -266,10 +267,10 @@ def test_a_slot_set_twice_holds_its_memory_once(vm: Vm, page: mmap.mmap) -> None
     page.close()
 
 
-def test_a_refused_slot_does_not_hold_its_memory(guest: RealModeGuest, page: mmap.mmap) -> None:
+def test_a_refused_slot_does_not_hold_its_memory(bare_guest: RealModeGuest, page: mmap.mmap) -> None:
     for slot, gpa in ((1, 0), (1, 1), (1 << 31, 0x100000), (0, 0), (-1, 0)):
         with pytest.raises((KvmError, ConfigurationError)):
-            guest.vm.set_user_memory_region(slot, Gpa(gpa), page)
+            bare_guest.vm.set_user_memory_region(slot, Gpa(gpa), page)
     page.close()
 
 

@@ -23,17 +23,17 @@ PROTECTION_FAULT = IoOut(0x8D, 1, 1, b"\x0d")
 
 
 @pytest.fixture
-def msr_guest(guest: RealModeGuest) -> RealModeGuest:
+def msr_guest(bare_guest: RealModeGuest) -> RealModeGuest:
     """A guest whose accesses to unknown MSRs come to user space, and whose #GP handler writes 13 to port 0x8d."""
-    if not guest.vm.check_extension(Cap.X86_USER_SPACE_MSR):
+    if not bare_guest.vm.check_extension(Cap.X86_USER_SPACE_MSR):
         pytest.skip("this host's KVM has no KVM_CAP_X86_USER_SPACE_MSR")
     ignore = Path("/sys/module/kvm/parameters/ignore_msrs")
     if ignore.exists() and ignore.read_text().strip() in "1Y":
         pytest.skip("kvm.ignore_msrs is set: KVM answers unknown MSRs itself")
-    guest.vm.enable_cap(Cap.X86_USER_SPACE_MSR, [UNKNOWN])
-    guest.set_vector(13, HANDLER)
-    guest.write(HANDLER, bytes.fromhex("b0 0d e6 8d f4"))  # mov $13, %al; out %al, $0x8d; hlt
-    return guest
+    bare_guest.vm.enable_cap(Cap.X86_USER_SPACE_MSR, [UNKNOWN])
+    bare_guest.set_vector(13, HANDLER)
+    bare_guest.write(HANDLER, bytes.fromhex("b0 0d e6 8d f4"))  # mov $13, %al; out %al, $0x8d; hlt
+    return bare_guest
 
 
 def test_rdmsr_reads_the_answer(msr_guest: RealModeGuest) -> None:

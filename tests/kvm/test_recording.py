@@ -22,24 +22,24 @@ from pykvm.x86 import Mode
 TIMEOUT = 30  # seconds
 
 
-def run_bundled(guest: BundledGuest, path: Path) -> Stop:
-    """Record ``guest`` as ``pykvm run`` would run it, and return how it stopped."""
+def run_bundled(bundled: BundledGuest, path: Path) -> Stop:
+    """Record ``bundled`` as ``pykvm run`` would run it, and return how it stopped."""
     typed = [b"4\n", b"hello\nq"]
     with (
-        Recorder(path, guest=guest.name) as recorder,
+        Recorder(path, guest=bundled.name) as recorder,
         Machine(
-            guest.memory,
-            irqchip=guest.irqchip,
-            cpus=guest.cpus,
-            devices=guest.devices,
+            bundled.memory,
+            irqchip=bundled.irqchip,
+            cpus=bundled.cpus,
+            devices=bundled.devices,
             serial_input=lambda limit: typed.pop(0)[:limit] if typed else b"",
             observers=[recorder],
         ) as machine,
     ):
-        for index, value in guest.msrs:
+        for index, value in bundled.msrs:
             machine.msr.store(index, value)
-        machine.board.keyboard.enqueue(parse_keys(guest.keys))
-        machine.load(open_image(guest.image, name=guest.name, mode=Mode(guest.mode)), ring=guest.ring)
+        machine.board.keyboard.enqueue(parse_keys(bundled.keys))
+        machine.load(open_image(bundled.image, name=bundled.name, mode=Mode(bundled.mode)), ring=bundled.ring)
         return machine.run(2).stop
 
 
@@ -51,9 +51,9 @@ def check(path: Path, stop: Stop, **options: Callable[[Workbench], object]) -> R
     return result
 
 
-@pytest.mark.parametrize("guest", bundled_guests(), ids=lambda guest: str(guest.name))
-def test_every_bundled_guest_is_replayed_as_it_was_recorded(guest: BundledGuest, tmp_path: Path) -> None:
-    stop = run_bundled(guest, tmp_path / "run")
+@pytest.mark.parametrize("bundled", bundled_guests(), ids=lambda bundled: str(bundled.name))
+def test_every_bundled_guest_is_replayed_as_it_was_recorded(bundled: BundledGuest, tmp_path: Path) -> None:
+    stop = run_bundled(bundled, tmp_path / "run")
     check(tmp_path / "run", stop)
 
 
@@ -115,8 +115,8 @@ def test_clocks_read_the_same_to_the_last_bit(tmp_path: Path) -> None:
 
 
 def test_interrupts_are_recorded_where_the_cpu_took_them(tmp_path: Path) -> None:
-    guest = next(guest for guest in bundled_guests() if guest.name == "15-timer")
-    run_bundled(guest, tmp_path / "run")
+    bundled = next(bundled for bundled in bundled_guests() if bundled.name == "15-timer")
+    run_bundled(bundled, tmp_path / "run")
     lines = read_recording(tmp_path / "run").lines
     assert sum(isinstance(line, EventLine) and isinstance(line.event, Interrupt) for line in lines) > 3
 

@@ -56,73 +56,74 @@ def counting_on_a_thread(guest: RealModeGuest) -> Iterator[None]:
 # ---- kicks ----
 
 
-def test_a_kick_before_run_makes_it_return_at_once(guest: RealModeGuest) -> None:
-    guest.load(SPIN)
-    guest.vcpu.kick()
-    assert guest.vcpu.run() == Intr()
-    assert guest.regs.rip == 0x8000
+def test_a_kick_before_run_makes_it_return_at_once(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(SPIN)
+    bare_guest.vcpu.kick()
+    assert bare_guest.vcpu.run() == Intr()
+    assert bare_guest.regs.rip == 0x8000
 
 
-def test_a_kick_during_run_makes_it_return(guest: RealModeGuest) -> None:
-    with counting_on_a_thread(guest):
+def test_a_kick_during_run_makes_it_return(bare_guest: RealModeGuest) -> None:
+    with counting_on_a_thread(bare_guest):
         pass
-    assert counter(guest) > 0
+    assert counter(bare_guest) > 0
 
 
-def test_kicks_before_run_count_as_one(guest: RealModeGuest) -> None:
+def test_kicks_before_run_count_as_one(bare_guest: RealModeGuest) -> None:
     for _ in range(10):
-        guest.vcpu.kick()
-    assert guest.vcpu.run() == Intr()
-    assert guest.vcpu.run() == Hlt()
+        bare_guest.vcpu.kick()
+    assert bare_guest.vcpu.run() == Intr()
+    assert bare_guest.vcpu.run() == Hlt()
 
 
-def test_a_kicked_guest_runs_on_where_it_was(guest: RealModeGuest) -> None:
-    with counting_on_a_thread(guest):
+def test_a_kicked_guest_runs_on_where_it_was(bare_guest: RealModeGuest) -> None:
+    with counting_on_a_thread(bare_guest):
         pass
-    first = counter(guest)
-    guest.vcpu.set_regs(guest.regs)
-    thread = threading.Thread(target=guest.vcpu.run)
+    first = counter(bare_guest)
+    bare_guest.vcpu.set_regs(bare_guest.regs)
+    thread = threading.Thread(target=bare_guest.vcpu.run)
     thread.start()
-    wait_until_inside(guest)
-    guest.vcpu.kick()
+    wait_until_inside(bare_guest)
+    bare_guest.vcpu.kick()
     thread.join()
-    assert counter(guest) > first
+    assert counter(bare_guest) > first
 
 
-def test_thousands_of_kicks_raced_with_a_looping_guest_lose_none(guest: RealModeGuest) -> None:
+def test_thousands_of_kicks_raced_with_a_looping_guest_lose_none(bare_guest: RealModeGuest) -> None:
     # Each kick waits for the run() that it ends: were one lost, both threads would wait for ever.
-    guest.load(SPIN)
+    bare_guest.load(SPIN)
     returned, done = threading.Event(), threading.Event()
 
     def kick() -> None:
         for _ in range(5000):
             returned.clear()
-            guest.vcpu.kick()
+            bare_guest.vcpu.kick()
             returned.wait()
         done.set()
-        guest.vcpu.kick()
+        bare_guest.vcpu.kick()
 
     thread = threading.Thread(target=kick)
     thread.start()
     while not done.is_set():
-        assert guest.vcpu.run() == Intr()
+        assert bare_guest.vcpu.run() == Intr()
         returned.set()
     thread.join()
 
 
-def test_kicks_raced_with_output_lose_no_byte(guest: RealModeGuest) -> None:
-    guest.load(bytes.fromhex("ee fe c0 e2 fb f4"), rdx=0x3F8, rcx=5000)  # again: out %al, (%dx); inc %al; loop again
+def test_kicks_raced_with_output_lose_no_byte(bare_guest: RealModeGuest) -> None:
+    again = bytes.fromhex("ee fe c0 e2 fb f4")  # again: out %al, (%dx); inc %al; loop again; hlt
+    bare_guest.load(again, rdx=0x3F8, rcx=5000)
     done = threading.Event()
 
     def kick() -> None:
         while not done.is_set():
-            guest.vcpu.kick()
+            bare_guest.vcpu.kick()
 
     thread = threading.Thread(target=kick)
     thread.start()
     output = b""
     try:
-        while (exit := guest.vcpu.run()) != Hlt():
+        while (exit := bare_guest.vcpu.run()) != Hlt():
             if isinstance(exit, IoOut):
                 output += exit.data
             else:
@@ -133,71 +134,71 @@ def test_kicks_raced_with_output_lose_no_byte(guest: RealModeGuest) -> None:
     assert output == bytes(n & 0xFF for n in range(5000))
 
 
-def test_kicks_raced_with_input_lose_no_byte_and_reach_the_next_run(guest: RealModeGuest) -> None:
+def test_kicks_raced_with_input_lose_no_byte_and_reach_the_next_run(bare_guest: RealModeGuest) -> None:
     # again: in (%dx), %al; stosb; loop again; hlt
-    guest.load(bytes.fromhex("ec aa e2 fc f4"), rdx=0x3F8, rcx=2000)
+    bare_guest.load(bytes.fromhex("ec aa e2 fc f4"), rdx=0x3F8, rcx=2000)
     data = bytes(n * 7 & 0xFF for n in range(2000))
     given = 0
-    while (exit := guest.vcpu.run()) != Hlt():
+    while (exit := bare_guest.vcpu.run()) != Hlt():
         if not isinstance(exit, IoIn):
             assert exit == Intr()
             continue
-        guest.vcpu.complete(exit, data[given : given + 1])
-        guest.vcpu.kick()
+        bare_guest.vcpu.complete(exit, data[given : given + 1])
+        bare_guest.vcpu.kick()
         given += 1
-        assert guest.vcpu.complete_pending() is None
-        assert guest.vcpu.run() == Intr(), "complete_pending() has not swallowed the kick"
-    assert guest.read(DATA, 2000) == data
+        assert bare_guest.vcpu.complete_pending() is None
+        assert bare_guest.vcpu.run() == Intr(), "complete_pending() has not swallowed the kick"
+    assert bare_guest.read(DATA, 2000) == data
 
 
-def test_a_kick_does_not_hide_the_exit_that_comes_first(guest: RealModeGuest) -> None:
-    guest.load(bytes.fromhex("ee f4"), rdx=0x80)  # out %al, (%dx); hlt
-    assert isinstance(guest.vcpu.run(), IoOut)
-    guest.vcpu.kick()
-    assert guest.vcpu.run() == Intr()
-    assert guest.vcpu.complete_pending() is None
-    assert guest.vcpu.run() == Hlt()
+def test_a_kick_does_not_hide_the_exit_that_comes_first(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(bytes.fromhex("ee f4"), rdx=0x80)  # out %al, (%dx); hlt
+    assert isinstance(bare_guest.vcpu.run(), IoOut)
+    bare_guest.vcpu.kick()
+    assert bare_guest.vcpu.run() == Intr()
+    assert bare_guest.vcpu.complete_pending() is None
+    assert bare_guest.vcpu.run() == Hlt()
 
 
 # ---- ticks ----
 
 
-def test_ticks_take_a_looping_guest_out_again_and_again(guest: RealModeGuest) -> None:
-    guest.load(SPIN)
-    guest.vcpu.start_ticks(0.001, 0.001)
-    assert [guest.vcpu.run() for _ in range(20)] == [Intr()] * 20
-    guest.vcpu.stop_ticks()
+def test_ticks_take_a_looping_guest_out_again_and_again(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(SPIN)
+    bare_guest.vcpu.start_ticks(0.001, 0.001)
+    assert [bare_guest.vcpu.run() for _ in range(20)] == [Intr()] * 20
+    bare_guest.vcpu.stop_ticks()
 
 
-def test_a_tick_that_comes_before_run_is_kept_for_it(guest: RealModeGuest) -> None:
-    guest.load(SPIN)
-    guest.vcpu.start_ticks(0.000_001, 1000)
+def test_a_tick_that_comes_before_run_is_kept_for_it(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(SPIN)
+    bare_guest.vcpu.start_ticks(0.000_001, 1000)
     time.sleep(0.05)
-    assert guest.vcpu.run() == Intr()
-    guest.vcpu.stop_ticks()
+    assert bare_guest.vcpu.run() == Intr()
+    bare_guest.vcpu.stop_ticks()
 
 
-def test_ticks_can_be_stopped_twice_and_started_again(guest: RealModeGuest) -> None:
-    guest.load(SPIN)
-    guest.vcpu.stop_ticks()
+def test_ticks_can_be_stopped_twice_and_started_again(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(SPIN)
+    bare_guest.vcpu.stop_ticks()
     for _ in range(3):
-        guest.vcpu.start_ticks(0.001, 0.001)
-        assert guest.vcpu.run() == Intr()
-        guest.vcpu.stop_ticks()
-        guest.vcpu.stop_ticks()
+        bare_guest.vcpu.start_ticks(0.001, 0.001)
+        assert bare_guest.vcpu.run() == Intr()
+        bare_guest.vcpu.stop_ticks()
+        bare_guest.vcpu.stop_ticks()
 
 
-def test_a_vcpu_has_ticks_once(guest: RealModeGuest) -> None:
-    guest.vcpu.start_ticks(10, 10)
+def test_a_vcpu_has_ticks_once(bare_guest: RealModeGuest) -> None:
+    bare_guest.vcpu.start_ticks(10, 10)
     with pytest.raises(KvmError, match=r"timer_create\(vcpu=0\): EBUSY: this vCPU has ticks already"):
-        guest.vcpu.start_ticks(10, 10)
-    guest.vcpu.stop_ticks()
+        bare_guest.vcpu.start_ticks(10, 10)
+    bare_guest.vcpu.stop_ticks()
 
 
-def test_a_vcpu_may_be_closed_with_its_ticks(guest: RealModeGuest) -> None:
-    guest.vcpu.start_ticks(0.001, 0.001)
-    guest.vcpu.close()
-    with guest.vm.create_vcpu(1) as other:
+def test_a_vcpu_may_be_closed_with_its_ticks(bare_guest: RealModeGuest) -> None:
+    bare_guest.vcpu.start_ticks(0.001, 0.001)
+    bare_guest.vcpu.close()
+    with bare_guest.vm.create_vcpu(1) as other:
         other.start_ticks(10, 10)
 
 
@@ -250,18 +251,18 @@ def test_one_sigint_reaches_python_from_a_guest_that_never_exits() -> None:
             child.kill()
 
 
-def test_a_python_signal_handler_may_kick(guest: RealModeGuest) -> None:
-    guest.load(SPIN)
+def test_a_python_signal_handler_may_kick(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(SPIN)
     calls: list[int] = []
 
     def handler(number: int, frame: object) -> None:
         calls.append(number)
-        guest.vcpu.kick()
+        bare_guest.vcpu.kick()
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         signal.raise_signal(signal.SIGUSR1)
-        assert guest.vcpu.run() == Intr()
+        assert bare_guest.vcpu.run() == Intr()
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert calls == [signal.SIGUSR1]
@@ -288,45 +289,45 @@ USES: dict[str, Callable[[RealModeGuest], object]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_while_one_thread_is_inside_kvm_run_another_is_told_so(guest: RealModeGuest, use: str) -> None:
+def test_while_one_thread_is_inside_kvm_run_another_is_told_so(bare_guest: RealModeGuest, use: str) -> None:
     with (
-        counting_on_a_thread(guest),
+        counting_on_a_thread(bare_guest),
         pytest.raises(InUseError, match=r"vCPU 0 cannot be .* while a thread is inside KVM_RUN: kick\(\) it and wait"),
     ):
-        USES[use](guest)
-    assert not guest.vcpu.closed
-    assert not guest.vm.closed
-    assert guest.regs.rip in (0x8000, 0x8005), "and afterwards everything works"
+        USES[use](bare_guest)
+    assert not bare_guest.vcpu.closed
+    assert not bare_guest.vm.closed
+    assert bare_guest.regs.rip in (0x8000, 0x8005), "and afterwards everything works"
 
 
-def test_a_vm_whose_second_vcpu_runs_closes_nothing(guest: RealModeGuest) -> None:
-    with guest.vm.create_vcpu(1) as other, counting_on_a_thread(guest):
+def test_a_vm_whose_second_vcpu_runs_closes_nothing(bare_guest: RealModeGuest) -> None:
+    with bare_guest.vm.create_vcpu(1) as other, counting_on_a_thread(bare_guest):
         with pytest.raises(InUseError):
-            guest.vm.close()
+            bare_guest.vm.close()
         assert other.get_regs().rflags == 2
-        assert len(guest.vm.slots) == 1
+        assert len(bare_guest.vm.slots) == 1
 
 
-def test_a_vcpu_may_run_on_one_thread_after_another(guest: RealModeGuest) -> None:
-    guest.load(bytes.fromhex("ee eb fd"), rdx=0x80)  # again: out %al, (%dx); jmp again
+def test_a_vcpu_may_run_on_one_thread_after_another(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(bytes.fromhex("ee eb fd"), rdx=0x80)  # again: out %al, (%dx); jmp again
     exits: list[object] = []
     for _ in range(5):
-        thread = threading.Thread(target=lambda: exits.append(guest.vcpu.run()))
+        thread = threading.Thread(target=lambda: exits.append(bare_guest.vcpu.run()))
         thread.start()
         thread.join()
     assert exits == [IoOut(0x80, 1, 1, b"\0")] * 5
 
 
-def test_two_vcpus_run_at_the_same_time(guest: RealModeGuest) -> None:
-    with guest.vm.create_vcpu(1) as other:
-        other.set_sregs(guest.vcpu.get_sregs())
-        with counting_on_a_thread(guest):
+def test_two_vcpus_run_at_the_same_time(bare_guest: RealModeGuest) -> None:
+    with bare_guest.vm.create_vcpu(1) as other:
+        other.set_sregs(bare_guest.vcpu.get_sregs())
+        with counting_on_a_thread(bare_guest):
             other.set_regs(Regs(rip=0x9000))
-            guest.write(0x9000, b"\xf4")  # hlt
+            bare_guest.write(0x9000, b"\xf4")  # hlt
             assert other.run() == Hlt()
 
 
-def test_a_kick_for_a_closed_vcpu_is_an_error(guest: RealModeGuest) -> None:
-    guest.vcpu.close()
+def test_a_kick_for_a_closed_vcpu_is_an_error(bare_guest: RealModeGuest) -> None:
+    bare_guest.vcpu.close()
     with pytest.raises(ClosedError):
-        guest.vcpu.kick()
+        bare_guest.vcpu.kick()

@@ -17,9 +17,9 @@ NO_MSR = 0x4000_0000
 WITHOUT_LAPIC = {"regs", "sregs", "xcrs", "xsave", "debugregs", "msrs", "mp_state", "events", "shown"}
 
 
-def test_a_vcpu_comes_back_with_every_register(guest: RealModeGuest) -> None:
-    vcpu = guest.vcpu
-    guest.load(b"\xf4", rbx=7)
+def test_a_vcpu_comes_back_with_every_register(bare_guest: RealModeGuest) -> None:
+    vcpu = bare_guest.vcpu
+    bare_guest.load(b"\xf4", rbx=7)
     saved = vcpu.save_state([SYSENTER_CS])
     regs = vcpu.get_regs()
     regs.rbx = 8
@@ -95,17 +95,17 @@ def test_a_missing_piece_is_named(vcpu: Vcpu) -> None:
         SavedVcpu.from_pieces(pieces)
 
 
-def test_an_instruction_that_is_not_finished_is_in_the_way(guest: RealModeGuest) -> None:
-    saved = guest.vcpu.save_state([])
-    guest.load(b"\xe6\x80\xf4")  # out %al, $0x80; hlt
-    guest.vcpu.run()
-    assert not guest.vcpu.is_settled
-    for forbidden in (lambda: guest.vcpu.save_state([]), lambda: guest.vcpu.load_state(saved)):
+def test_an_instruction_that_is_not_finished_is_in_the_way(bare_guest: RealModeGuest) -> None:
+    saved = bare_guest.vcpu.save_state([])
+    bare_guest.load(b"\xe6\x80\xf4")  # out %al, $0x80; hlt
+    bare_guest.vcpu.run()
+    assert not bare_guest.vcpu.is_settled
+    for forbidden in (lambda: bare_guest.vcpu.save_state([]), lambda: bare_guest.vcpu.load_state(saved)):
         with pytest.raises(InUseError, match="in the middle of an instruction"):
             forbidden()
-    guest.vcpu.complete_pending()
-    assert guest.vcpu.is_settled
-    guest.vcpu.load_state(saved)
+    bare_guest.vcpu.complete_pending()
+    assert bare_guest.vcpu.is_settled
+    bare_guest.vcpu.load_state(saved)
 
 
 # ---- a VM ----
@@ -141,25 +141,25 @@ def test_a_vm_without_controllers_refuses_theirs(kvm: Kvm, vm: Vm) -> None:
 # ---- dirty pages ----
 
 
-def test_logging_can_be_switched_on_later(guest: RealModeGuest) -> None:
-    guest.load(b"\xa2\x00\x00\xf4")  # mov %al, 0; hlt
-    guest.run()
-    assert list(guest.vm.dirty_pages()) == []
-    guest.vm.log_dirty_pages()
-    guest.vm.log_dirty_pages()
-    guest.load(b"\xa2\x00\x00\xf4")
-    guest.run()
-    assert set(guest.vm.dirty_pages()) == {DATA}
-    assert guest.vm.take_dirty_pages() == set()
+def test_logging_can_be_switched_on_later(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(b"\xa2\x00\x00\xf4")  # mov %al, 0; hlt
+    bare_guest.run()
+    assert list(bare_guest.vm.dirty_pages()) == []
+    bare_guest.vm.log_dirty_pages()
+    bare_guest.vm.log_dirty_pages()
+    bare_guest.load(b"\xa2\x00\x00\xf4")
+    bare_guest.run()
+    assert set(bare_guest.vm.dirty_pages()) == {DATA}
+    assert bare_guest.vm.take_dirty_pages() == set()
     for _ in range(2):  # the same bitmap twice
-        guest.load(b"\xa2\x00\x00\xa2\x00\x10\xf4")
-        guest.run()
-        assert guest.vm.take_dirty_pages() == {DATA, DATA + PAGE_SIZE}
-    assert CODE not in guest.vm.take_dirty_pages()
+        bare_guest.load(b"\xa2\x00\x00\xa2\x00\x10\xf4")
+        bare_guest.run()
+        assert bare_guest.vm.take_dirty_pages() == {DATA, DATA + PAGE_SIZE}
+    assert CODE not in bare_guest.vm.take_dirty_pages()
 
 
-def test_memory_stays_pinned_when_logging_is_switched_on(guest: RealModeGuest) -> None:
-    guest.vm.log_dirty_pages()
+def test_memory_stays_pinned_when_logging_is_switched_on(bare_guest: RealModeGuest) -> None:
+    bare_guest.vm.log_dirty_pages()
     with pytest.raises(BufferError):
-        guest.ram.close()
-    assert guest.vm.slots[0].gpa == Gpa(0)
+        bare_guest.ram.close()
+    assert bare_guest.vm.slots[0].gpa == Gpa(0)

@@ -191,14 +191,14 @@ def test_vcpu_events_are_what_they_were_set_to(vcpu: Vcpu) -> None:
     assert vcpu.get_vcpu_events() == events
 
 
-def test_an_exception_set_as_an_event_reaches_its_handler(guest: RealModeGuest) -> None:
-    guest.set_vector(6, 0x9000)
-    guest.write(0x9000, bytes.fromhex("e6 80 f4"))  # out %al, $0x80; hlt
-    events = guest.vcpu.get_vcpu_events()
+def test_an_exception_set_as_an_event_reaches_its_handler(bare_guest: RealModeGuest) -> None:
+    bare_guest.set_vector(6, 0x9000)
+    bare_guest.write(0x9000, bytes.fromhex("e6 80 f4"))  # out %al, $0x80; hlt
+    events = bare_guest.vcpu.get_vcpu_events()
     events.exception.injected, events.exception.nr = 1, 6  # #UD
-    guest.vcpu.set_vcpu_events(events)
-    assert len(guest.run()) == 1
-    assert guest.regs.rip == 0x9003
+    bare_guest.vcpu.set_vcpu_events(events)
+    assert len(bare_guest.run()) == 1
+    assert bare_guest.regs.rip == 0x9003
 
 
 def test_debug_registers_are_what_they_were_set_to(vcpu: Vcpu) -> None:
@@ -242,10 +242,10 @@ def test_two_vcpus_of_a_vm_have_registers_of_their_own(vm: Vm, vcpu: Vcpu) -> No
         assert (vcpu.get_regs().rax, other.get_regs().rax) == (1, 2)
 
 
-def test_what_struct_kvm_run_says_beside_the_exit_is_what_the_registers_say(guest: RealModeGuest) -> None:
-    guest.load(bytes.fromhex("fb 90 f4"), rflags=0x2)  # sti; nop; hlt
-    assert guest.vcpu.run() == Hlt()
-    sregs = guest.vcpu.get_sregs()
-    assert guest.vcpu.if_flag is True
-    assert guest.vcpu.cr8 == sregs.cr8
-    assert guest.vcpu.apic_base == sregs.apic_base
+def test_what_struct_kvm_run_says_beside_the_exit_is_what_the_registers_say(bare_guest: RealModeGuest) -> None:
+    bare_guest.load(bytes.fromhex("fb 90 f4"), rflags=0x2)  # sti; nop; hlt
+    assert bare_guest.vcpu.run() == Hlt()
+    sregs = bare_guest.vcpu.get_sregs()
+    assert bare_guest.vcpu.if_flag is True
+    assert bare_guest.vcpu.cr8 == sregs.cr8
+    assert bare_guest.vcpu.apic_base == sregs.apic_base

@@ -27,13 +27,13 @@ def host_has_statistics(kvm: Kvm) -> None:
 
 
 @pytest.fixture
-def stats_fd(guest: RealModeGuest) -> Iterator[StatsFd]:
-    with guest.vcpu.get_stats_fd() as stats:
+def stats_fd(bare_guest: RealModeGuest) -> Iterator[StatsFd]:
+    with bare_guest.vcpu.get_stats_fd() as stats:
         yield stats
 
 
-def test_every_statistic_has_a_name_and_values(guest: RealModeGuest) -> None:
-    for stats in (guest.vm.stats(), guest.vcpu.stats()):
+def test_every_statistic_has_a_name_and_values(bare_guest: RealModeGuest) -> None:
+    for stats in (bare_guest.vm.stats(), bare_guest.vcpu.stats()):
         assert len(stats) > 5
         for name, statistic in stats.items():
             assert name and name == statistic.name
@@ -43,19 +43,19 @@ def test_every_statistic_has_a_name_and_values(guest: RealModeGuest) -> None:
                 assert statistic.value == statistic.values[0]
 
 
-def test_exits_are_counted(guest: RealModeGuest) -> None:
-    before = guest.vcpu.stats()
-    guest.load(OUT * 10, HLT)
-    assert len(guest.run()) == 10
-    after = guest.vcpu.stats()
+def test_exits_are_counted(bare_guest: RealModeGuest) -> None:
+    before = bare_guest.vcpu.stats()
+    bare_guest.load(OUT * 10, HLT)
+    assert len(bare_guest.run()) == 10
+    after = bare_guest.vcpu.stats()
     assert after["exits"].value >= before["exits"].value
     assert any(after[name].value > before[name].value for name in ("exits", "io_exits", "insn_emulation"))
     assert after["exits"].kind is StatKind.CUMULATIVE
     assert after["exits"].unit is StatUnit.NONE
 
 
-def test_units_are_told(guest: RealModeGuest) -> None:
-    stats = guest.vcpu.stats()
+def test_units_are_told(bare_guest: RealModeGuest) -> None:
+    stats = bare_guest.vcpu.stats()
     waited = stats["halt_wait_ns"]
     assert (waited.unit, waited.base, waited.exponent) == (StatUnit.SECONDS, 10, -9)
     assert str(waited).endswith(" ns")
@@ -64,20 +64,20 @@ def test_units_are_told(guest: RealModeGuest) -> None:
     assert len(histogram.values) > 1
 
 
-def test_a_descriptor_that_is_kept_tells_of_each_moment(guest: RealModeGuest, stats_fd: StatsFd) -> None:
+def test_a_descriptor_that_is_kept_tells_of_each_moment(bare_guest: RealModeGuest, stats_fd: StatsFd) -> None:
     before = stats_fd.read()
-    guest.load(OUT * 10, HLT)
-    guest.run()
+    bare_guest.load(OUT * 10, HLT)
+    bare_guest.run()
     after = stats_fd.read()
     assert before.keys() == after.keys()
     assert before != after
 
 
-def test_statistics_leave_no_descriptor_behind(guest: RealModeGuest) -> None:
+def test_statistics_leave_no_descriptor_behind(bare_guest: RealModeGuest) -> None:
     before = len([*Path("/proc/self/fd").iterdir()])
     for _ in range(10):
-        guest.vm.stats()
-        guest.vcpu.stats()
+        bare_guest.vm.stats()
+        bare_guest.vcpu.stats()
     assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
@@ -90,8 +90,8 @@ def test_a_closed_descriptor_says_whose_it_was(vm: Vm, stats_fd: StatsFd) -> Non
         assert "the statistics of the VM" in repr(of_vm)
 
 
-def test_a_descriptor_outlives_its_vcpu(guest: RealModeGuest, stats_fd: StatsFd) -> None:
-    guest.vcpu.close()
+def test_a_descriptor_outlives_its_vcpu(bare_guest: RealModeGuest, stats_fd: StatsFd) -> None:
+    bare_guest.vcpu.close()
     assert "exits" in stats_fd.read()
 
 

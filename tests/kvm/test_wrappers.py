@@ -122,6 +122,7 @@ OTHERS: dict[str, Callable[[Vcpu], object] | None] = {
     "fileno": lambda vcpu: vcpu.fileno(),
     "open": None,
     "slots": None,
+    "slot_changes": None,
     "check_idle": None,
     "kick": lambda vcpu: vcpu.kick(),
     "start_ticks": lambda vcpu: vcpu.start_ticks(1, 1),
@@ -216,15 +217,17 @@ def test_vcpu_on_a_bad_descriptor_names_the_ioctl(vcpu: Vcpu, bad_fd: tuple[int,
     assert (caught.value.ioctl, caught.value.errno) == (f"KVM_{name.upper()}", error)
 
 
-def test_completing_an_exit_on_a_bad_descriptor_names_the_ioctl(guest: RealModeGuest, bad_fd: tuple[int, int]) -> None:
+def test_completing_an_exit_on_a_bad_descriptor_names_the_ioctl(
+    bare_guest: RealModeGuest, bad_fd: tuple[int, int]
+) -> None:
     fd, error = bad_fd
-    guest.load(bytes.fromhex("e6 80 f4"))  # out %al, $0x80; hlt
-    guest.vcpu.run()
-    with pretending(guest.vcpu, fd), pytest.raises(KvmError) as caught:
-        guest.vcpu.complete_pending()
+    bare_guest.load(bytes.fromhex("e6 80 f4"))  # out %al, $0x80; hlt
+    bare_guest.vcpu.run()
+    with pretending(bare_guest.vcpu, fd), pytest.raises(KvmError) as caught:
+        bare_guest.vcpu.complete_pending()
     assert (caught.value.ioctl, caught.value.errno) == ("KVM_RUN", error)
-    assert guest.vcpu.complete_pending() is None, "the failure lost nothing"
-    assert guest.vcpu.run() == Hlt()
+    assert bare_guest.vcpu.complete_pending() is None, "the failure lost nothing"
+    assert bare_guest.vcpu.run() == Hlt()
 
 
 def test_a_failed_ioctl_leaks_no_memory_and_no_descriptor(vm: Vm) -> None:

@@ -30,9 +30,9 @@ def test_a_border_of_chunks_cuts_no_instruction(seed: bytes, width: int) -> None
     assert list(disasm.instructions(code, 0x1000, width)) == disassemble(code, 0x1000, width)
 
 
-@pytest.mark.parametrize("guest", bundled_guests(), ids=lambda guest: guest.name)
-def test_every_bundled_guest_can_be_disassembled(guest: object, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["disasm", getattr(guest, "name", "")]) == 0
+@pytest.mark.parametrize("bundled", bundled_guests(), ids=lambda bundled: bundled.name)
+def test_every_bundled_guest_can_be_disassembled(bundled: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["disasm", getattr(bundled, "name", "")]) == 0
     output = capsys.readouterr()
     assert output.out.startswith("_start:\n")
     assert output.err == ""
