@@ -2,11 +2,14 @@
 
 from pykvm.machine.control import Control
 from pykvm.machine.interrupts import IrqchipKind
+from pykvm.machine.journal import Journal
 from pykvm.machine.machine import DEFAULT_TIMEOUT, Machine
-from pykvm.machine.observer import LastExits, Observer, describe_exit
+from pykvm.machine.observer import CloseObserver, LastExits, Observer, describe_exit
 from pykvm.machine.output import Output, OutputLog
 from pykvm.machine.result import CpuResult, RunResult
 from pykvm.machine.runloop import ExitHandlers, RunLoop, VcpuProtocol
+from pykvm.machine.scripted import ScriptedVcpu, StandInVcpu
+from pykvm.machine.snapshot import Snapshot
 from pykvm.machine.stop import (
     Breakpoint,
     Crashed,
@@ -25,6 +28,7 @@ from pykvm.machine.stop import (
 __all__ = [
     "DEFAULT_TIMEOUT",
     "Breakpoint",
+    "CloseObserver",
     "Control",
     "CpuResult",
     "Crashed",
@@ -33,6 +37,7 @@ __all__ = [
     "Halted",
     "Interrupted",
     "IrqchipKind",
+    "Journal",
     "LastExits",
     "Machine",
     "Observer",
@@ -42,7 +47,10 @@ __all__ = [
     "ResetRequested",
     "RunLoop",
     "RunResult",
+    "ScriptedVcpu",
     "ShutdownRequested",
+    "Snapshot",
+    "StandInVcpu",
     "Stop",
     "Stopped",
     "TimedOut",
