@@ -37,7 +37,7 @@ RAM = 1 * MiB
 HOLE = 0xA0_0000  # above RAM
 
 PATTERN = bytes(value * value >> 3 & 0xFF for value in range(SCRATCH_SIZE))
-PROGRAMS = 250  # in each set-up, from STATES states each
+PROGRAMS = 400  # in each set-up, from STATES states each
 STATES = 4
 
 SETUPS = [(Mode.REAL, 0), (Mode.PROTECTED, 0), (Mode.PROTECTED, 3), (Mode.LONG, 0), (Mode.LONG, 3)]

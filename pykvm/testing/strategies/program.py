@@ -8,6 +8,7 @@ ends.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from pykvm.x86.disassembly import disassemble
 __all__ = ["ALL_FLAGS", "NO_FLAGS", "Instruction", "Jump", "Program", "Step", "assemble", "width_of"]
 
 NO_FLAGS = Rflags(0)
+_TARGET = re.compile("(0x)?[0-9a-f]+")  # of a jump, as the disassembler writes it
+
 ALL_FLAGS = Rflags.CF | Rflags.PF | Rflags.AF | Rflags.ZF | Rflags.SF | Rflags.OF
 
 
@@ -132,6 +135,6 @@ def _jump(jump: Jump, mode: Mode, distance: int) -> Instruction:
 
 def _text(instruction: Instruction, width: int) -> str:
     (decoded,) = disassemble(instruction.code, 0, width)
-    if not decoded.operands.startswith("0x"):
+    if not _TARGET.fullmatch(decoded.operands):
         return f"{decoded.mnemonic} {decoded.operands}".rstrip()
     return f"{decoded.mnemonic} .+{decoded.operands}"  # a jump: the target counts from its own first byte

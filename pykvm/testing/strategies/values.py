@@ -6,16 +6,28 @@ from functools import cache
 
 from hypothesis import strategies as st
 
-__all__ = ["little_endian", "numbers"]
+__all__ = ["any_number", "edges", "little_endian", "numbers"]
+
+
+@cache
+def edges(size: int) -> tuple[int, ...]:
+    """Return the numbers of ``size`` bytes that matter most, lowest first."""
+    bits = 8 * size
+    powers = {1 << bit for bit in range(bits)}
+    around = {0, (1 << bits) - 1, (1 << bits) - 2, (1 << bits - 1) + 1, (1 << bits - 1) - 1, 0x7F, 0xAA, 0x55}
+    return tuple(sorted(powers | around))
+
+
+@cache
+def any_number(size: int) -> st.SearchStrategy[int]:
+    """Return unsigned numbers of ``size`` bytes."""
+    return st.integers(0, (1 << 8 * size) - 1)
 
 
 @cache
 def numbers(size: int) -> st.SearchStrategy[int]:
-    """Return unsigned numbers of ``size`` bytes; they shrink to 0."""
-    bits = 8 * size
-    powers = {1 << bit for bit in range(bits)}
-    edges = {0, (1 << bits) - 1, (1 << bits) - 2, (1 << bits - 1) + 1, (1 << bits - 1) - 1, 0x7F, 0xAA, 0x55}
-    return st.sampled_from(sorted(powers | edges)) | st.integers(0, (1 << bits) - 1)
+    """Return unsigned numbers of ``size`` bytes, likely ``edges``; they shrink to 0."""
+    return st.sampled_from(edges(size)) | any_number(size)
 
 
 @cache
