@@ -15,16 +15,18 @@ __all__ = ["LoneSerial", "Wire"]
 
 
 class Wire:
-    """An interrupt line that ends in a test: its ``level``, and how often it ``rose``."""
+    """An interrupt line that ends in a test: its ``level``, how often it ``rose``, and all ``levels`` it was told."""
 
     def __init__(self) -> None:
         self.level = False
         self.rose = 0
+        self.levels: list[bool] = []
 
     def set_level(self, level: bool) -> None:
         """Take note of the line's level."""
         self.rose += level and not self.level
         self.level = level
+        self.levels.append(level)
 
 
 class LoneSerial(Serial):

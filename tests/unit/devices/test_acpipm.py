@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.devices import Bus, ManualClock, acpipm
+from pykvm.devices import ManualClock, acpipm
 from pykvm.devices.acpipm import FREQUENCY, AcpiPm, Offset, Pm1Cnt, Pm1En, Pm1Sts
 from pykvm.devices.clock import SECOND, Alarm
 from pykvm.memory import platform
+from pykvm.testing import DeviceBench, Wire
 
 HALF = 1 << 23
 SLP_S0, SLP_S3, SLP_S5 = (typ << 10 for typ in (platform.SLP_TYP_S0, platform.SLP_TYP_S3, platform.SLP_TYP_S5))
@@ -23,28 +24,25 @@ def when(tick: int) -> int:
     return -(-tick * SECOND // FREQUENCY)
 
 
-class Pc:
+class Pc(DeviceBench):
     """The power management block with a guest at its ports and a test at its clock, its line and its button."""
 
     def __init__(self, *, acpi: bool = True) -> None:
-        self.clock = ManualClock()
-        self.levels: list[bool] = []
+        super().__init__()
+        self.irq = self.line()
+        self.levels = self.irq.levels
         self.sleeps: list[int] = []
-        self.pm = AcpiPm(self.clock, self, self.sleeps.append)
-        self.ports = Bus("port", 1 << 16)
-        self.ports.register(self.pm, platform.PM1_EVENT, acpipm.REGISTERS)
-        self.ports.register(self.pm.smi_command, platform.SMI_COMMAND, acpipm.SMI_REGISTERS)
+        self.pm = AcpiPm(self.clock, self.irq, self.sleeps.append)
+        self.pio.register(self.pm, platform.PM1_EVENT, acpipm.REGISTERS)
+        self.pio.register(self.pm.smi_command, platform.SMI_COMMAND, acpipm.SMI_REGISTERS)
         if acpi:
             self.out(platform.SMI_COMMAND, platform.ACPI_ENABLE, 1)
 
-    def set_level(self, level: bool) -> None:
-        self.levels.append(level)
-
     def out(self, port: int, value: int, size: int = 2) -> None:
-        self.ports.write(port, value.to_bytes(size, "little"))
+        self.pio.write(port, value.to_bytes(size, "little"))
 
     def inp(self, port: int, size: int = 2) -> int:
-        return int.from_bytes(self.ports.read(port, size), "little")
+        return int.from_bytes(self.pio.read(port, size), "little")
 
     def enable(self, events: Pm1En) -> None:
         self.out(0x602, events.value)
@@ -200,7 +198,7 @@ def test_the_high_byte_alone_puts_to_sleep_and_the_low_byte_alone_does_not() -> 
 def test_one_write_is_one_sleep_after_all_its_other_effects() -> None:
     pc = Pc()
     seen: list[tuple[int, bytes]] = []
-    pm = AcpiPm(ManualClock(), pc, lambda state: seen.append((state, pm.read(Offset.PM1_EN, 4))))
+    pm = AcpiPm(ManualClock(), pc.irq, lambda state: seen.append((state, pm.read(Offset.PM1_EN, 4))))
     pm.write(Offset.PM1_EN, ((SLP_S3 | SLP_EN) << 16 | Pm1En.RTC_EN.value).to_bytes(4, "little"))
     assert seen == [(3, (SLP_S3 << 16 | Pm1En.RTC_EN.value).to_bytes(4, "little"))]
 
@@ -316,7 +314,7 @@ def test_the_clock_is_asked_for_one_call_at_most_however_often_tmr_en_is_switche
             calls.append(when)
             return super().call_at(when, callback)
 
-    pm = AcpiPm(CountingClock(), Pc(), lambda state: None)
+    pm = AcpiPm(CountingClock(), Wire(), lambda state: None)
     pm.write(Offset.PM1_CNT, b"\x01")
     assert calls == []
     for _ in range(100):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pykvm.devices import Bus, DebugConsole, debugcon
+from pykvm.testing import DeviceBench
 
 
 def plugged_in() -> tuple[Bus, list[bytes]]:
     printed: list[bytes] = []
-    bus = Bus("port", 1 << 16)
-    bus.register(DebugConsole(printed.append), debugcon.PORT, 1)
-    return bus, printed
+    return DeviceBench(pio={debugcon.PORT: (DebugConsole(printed.append), 1)}).pio, printed
 
 
 def test_each_byte_written_is_printed_as_it_comes() -> None:
@@ -26,9 +25,8 @@ def test_reading_gives_0xe9_by_which_a_guest_finds_it() -> None:
 
 
 def test_it_answers_0xe9_at_another_port_too() -> None:
-    bus = Bus("port", 1 << 16)
-    bus.register(DebugConsole(print), 0x402, 1)
-    assert bus.read(0x402, 1) == b"\xe9"
+    bench = DeviceBench(pio={0x402: (DebugConsole(print), 1)})
+    assert bench.pio.read(0x402, 1) == b"\xe9"
 
 
 def test_of_a_word_only_the_low_byte_is_printed_for_the_high_one_goes_to_the_next_port() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from pykvm.devices import Bus, DebugExit, debugexit
+from pykvm.testing import DeviceBench
 
 
 def plugged_in() -> tuple[Bus, list[int]]:
     values: list[int] = []
-    bus = Bus("port", 1 << 16)
-    bus.register(DebugExit(values.append), debugexit.PORT, debugexit.REGISTERS)
-    return bus, values
+    return DeviceBench(pio={debugexit.PORT: (DebugExit(values.append), debugexit.REGISTERS)}).pio, values
 
 
 def test_it_is_where_qemu_users_expect_it() -> None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.devices import Bus, Doorbell
+from pykvm.devices import Doorbell
 from pykvm.devices.doorbell import COUNT, PORT, REGISTERS, SIZE
+from pykvm.testing import DeviceBench
 
 
 def count(bell: Doorbell) -> int:
@@ -56,8 +57,7 @@ def test_the_bell_reads_as_ones_and_the_counter_by_any_width() -> None:
 @given(st.lists(st.tuples(st.integers(-8, REGISTERS + 8), st.sampled_from([1, 2, 4, 8]), st.booleans())))
 def test_no_access_by_the_bus_upsets_it(accesses: list[tuple[int, int, bool]]) -> None:
     bell = Doorbell()
-    bus = Bus("port", 2**16)
-    bus.register(bell, PORT, REGISTERS)
+    bus = DeviceBench(pio={PORT: (bell, REGISTERS)}).pio
     for offset, size, is_write in accesses:
         if is_write:
             bus.write(PORT + offset, b"\xa5" * size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from pykvm.devices import Bus
 from pykvm.devices import keyboard as keyboard_module
 from pykvm.devices.i8042 import (
     DATA_PORT,
@@ -19,6 +18,7 @@ from pykvm.devices.i8042 import (
 from pykvm.devices.keyboard import Keyboard
 from pykvm.devices.resetcontrol import A20Gate, SystemControlPortA
 from pykvm.devices.scancodes import KEYS, KeyEvent, ScanCodeSet, keys_for_text, parse_keys, scan_code
+from pykvm.testing import DeviceBench, Wire
 
 IDLE = Status.UNLOCK | Status.SYS
 AFTER_COMMAND = IDLE | Status.CMD
@@ -29,14 +29,12 @@ class Desk:
     """A keyboard at its controller; a guest at one end and fingers at the other."""
 
     def __init__(self) -> None:
-        self.levels: list[bool] = []
+        self.irq = Wire()
+        self.levels = self.irq.levels
         self.resets = 0
         self.keyboard = Keyboard()
         self.a20 = A20Gate()
-        self.chip = I8042(self.keyboard, self, self._reset, self.a20)
-
-    def set_level(self, level: bool) -> None:
-        self.levels.append(level)
+        self.chip = I8042(self.keyboard, self.irq, self._reset, self.a20)
 
     def _reset(self) -> None:
         self.resets += 1
@@ -379,7 +377,7 @@ def test_port_92_and_the_controller_move_the_same_gate() -> None:
 
 
 def test_a_controller_that_is_given_no_gate_has_its_own() -> None:
-    assert I8042(Keyboard(), Desk(), print).a20.is_open
+    assert I8042(Keyboard(), Wire(), print).a20.is_open
 
 
 @pytest.mark.parametrize("command", range(0xF0, 0x100))
@@ -399,9 +397,8 @@ def test_the_output_ports_reset_bit_resets_when_it_is_0() -> None:
 
 
 def test_the_two_ports_leave_the_one_between_them_to_others() -> None:
-    desk, bus = Desk(), Bus("port", 1 << 16)
-    bus.register(desk.chip.data, DATA_PORT, 1)
-    bus.register(desk.chip.status, STATUS_PORT, 1)
+    desk = Desk()
+    bus = DeviceBench(pio={DATA_PORT: (desk.chip.data, 1), STATUS_PORT: (desk.chip.status, 1)}).pio
     bus.write(STATUS_PORT, b"\xaa")
     assert bus.read(STATUS_PORT, 1) == bytes(((AFTER_COMMAND | Status.OBF).value,))
     assert bus.read(DATA_PORT, 4) == b"\x55\xff\xff\xff"

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.devices import Bus
 from pykvm.devices.resetcontrol import (
     PORT_92,
     PORT_CF9,
@@ -18,6 +17,7 @@ from pykvm.devices.resetcontrol import (
     ResetControlRegister,
     SystemControlPortA,
 )
+from pykvm.testing import DeviceBench
 
 
 class PortAAtWork:
@@ -127,9 +127,8 @@ def test_other_bits_of_the_reset_control_register_are_0() -> None:
 
 
 def test_both_are_one_register_on_the_bus() -> None:
-    port, control, bus = PortAAtWork(), ResetControlAtWork(), Bus("port", 1 << 16)
-    bus.register(port.device, PORT_92, 1)
-    bus.register(control.device, PORT_CF9, 1)
+    port, control = PortAAtWork(), ResetControlAtWork()
+    bus = DeviceBench(pio={PORT_92: (port.device, 1), PORT_CF9: (control.device, 1)}).pio
     bus.write(0x92, b"\x01\xff")
     bus.write(0xCF9, b"\x06")
     assert (port.resets, control.resets) == (["port 0x92"], ["port 0xcf9"])

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from pykvm.devices import Bus, ManualClock, rtc
+from pykvm.devices import ManualClock, rtc
 from pykvm.devices.clock import SECOND, Alarm
 from pykvm.devices.rtc import UIP_TIME, RegA, RegB, RegC, Register, Rtc, cmos_memory
 from pykvm.devices.rtctime import Byte
 from pykvm.errors import ConfigurationError
+from pykvm.testing import DeviceBench, Wire
 from pykvm.units import GiB, KiB, MiB
 
 START = datetime(2024, 2, 28, 23, 59, 58, tzinfo=UTC)  # a Wednesday in a leap year
@@ -48,14 +49,12 @@ class Pc:
 
     def __init__(self, start: datetime = START, b: RegB = RegB.HOURS24) -> None:
         self.clock = CountingClock()
-        self.levels: list[bool] = []
+        self.irq = Wire()
+        self.levels = self.irq.levels
         self.alarms = 0
-        self.chip = Rtc(self.clock, self, start, on_alarm=self._alarm)
+        self.chip = Rtc(self.clock, self.irq, start, on_alarm=self._alarm)
         if b != RegB.HOURS24:
             self.write(Register.B, b.value)
-
-    def set_level(self, level: bool) -> None:
-        self.levels.append(level)
 
     def _alarm(self) -> None:
         self.alarms += 1
@@ -111,7 +110,7 @@ def test_the_fraction_of_the_start_counts() -> None:
 def test_a_clock_that_already_runs_has_its_time_added_to_the_start() -> None:
     clock = ManualClock()
     clock.advance(2 * SECOND)
-    chip = Rtc(clock, Pc(), START)
+    chip = Rtc(clock, Wire(), START)
     chip.write(INDEX, bytes((Byte.DATE,)))
     assert chip.read(DATA, 1) == b"\x29"
 
@@ -129,8 +128,7 @@ def test_the_control_registers_are_as_firmware_leaves_them(register: Register, v
 
 
 def test_a_word_written_to_the_index_port_is_an_index_and_its_data() -> None:
-    bus = Bus("port", 1 << 16)
-    bus.register(Pc().chip, rtc.PORT, rtc.REGISTERS)
+    bus = DeviceBench(pio={rtc.PORT: (Pc().chip, rtc.REGISTERS)}).pio
     bus.write(0x70, b"\x40\x5a")
     assert bus.read(0x70, 2) == b"\xff\x5a"
     assert bus.read(0x70, 4) == b"\xff\x5a\xff\xff"
@@ -163,7 +161,7 @@ def test_every_byte_that_is_not_the_clocks_is_memory() -> None:
 
 
 def test_memory_starts_as_given() -> None:
-    chip = Rtc(ManualClock(), Pc(), START, {0x10: 0x40, 0x7F: 0xFF})
+    chip = Rtc(ManualClock(), Wire(), START, {0x10: 0x40, 0x7F: 0xFF})
     chip.write(0, b"\x10")
     assert chip.read(1, 1) == b"\x40"
     chip.write(0, b"\x7f")
@@ -175,13 +173,13 @@ def test_memory_starts_as_given() -> None:
 @pytest.mark.parametrize("place", [-1, 0, 0x0A, 0x0D, 0x32, 0x80])
 def test_memory_that_is_the_clocks_or_not_there_cannot_be_given(place: int) -> None:
     with pytest.raises(ConfigurationError, match=r"CMOS memory has no byte .* it has 0xe-0x7f"):
-        Rtc(ManualClock(), Pc(), START, {place: 0})
+        Rtc(ManualClock(), Wire(), START, {place: 0})
 
 
 @pytest.mark.parametrize("value", [-1, 256])
 def test_memory_takes_bytes_only(value: int) -> None:
     with pytest.raises(ConfigurationError, match="takes 0 to 255"):
-        Rtc(ManualClock(), Pc(), START, {0x10: value})
+        Rtc(ManualClock(), Wire(), START, {0x10: value})
 
 
 # ---- the time ----
@@ -633,28 +631,27 @@ def test_an_interrupt_follows_each_update() -> None:
 
 
 def test_a_clock_that_calls_late_brings_no_interrupt_twice() -> None:
-    pc = Pc()
-    clock = LateClock()
-    chip = Rtc(clock, pc, START)
+    irq, clock = Wire(), LateClock()
+    chip = Rtc(clock, irq, START)
     chip.write(INDEX, bytes((Register.B, (RegB.HOURS24 | RegB.UIE).value)))
     clock.late = 10 * SECOND
     clock.advance(SECOND)
-    assert pc.levels == [True]
+    assert irq.levels == [True]
     chip.write(INDEX, bytes((Register.C,)))
     chip.read(DATA, 1)
     chip.write(INDEX, bytes((Byte.SECONDS,)))
     assert chip.read(DATA, 1) == b"\x09"
-    assert pc.levels == [True, False]
+    assert irq.levels == [True, False]
 
 
 def test_an_interrupt_that_the_clock_has_not_called_for_yet_still_reaches_the_line_before_c_is_read() -> None:
-    pc, clock = Pc(), LateClock()
-    chip = Rtc(clock, pc, START)
+    irq, clock = Wire(), LateClock()
+    chip = Rtc(clock, irq, START)
     chip.write(INDEX, bytes((Register.B, (RegB.HOURS24 | RegB.UIE).value)))
     clock.late = SECOND
     chip.write(INDEX, bytes((Register.C,)))
     assert RegC.IRQF in RegC(chip.read(DATA, 1)[0])
-    assert pc.levels == [True, False]
+    assert irq.levels == [True, False]
 
 
 # ---- what firmware leaves in the memory ----
@@ -690,7 +687,7 @@ def test_cmos_memory_says_how_much_ram_there_is(
 def test_cmos_memory_says_how_many_cpus_there_are_and_fits_into_the_chip() -> None:
     memory = cmos_memory(64 * MiB, cpus=4)
     assert memory[0x5F] == 3
-    chip = Rtc(ManualClock(), Pc(), START, memory)
+    chip = Rtc(ManualClock(), Wire(), START, memory)
     chip.write(INDEX, b"\x5f")
     assert chip.read(DATA, 1) == b"\x03"
 

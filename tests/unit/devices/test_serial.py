@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pykvm.devices import Bus, Serial, serial
+from pykvm.devices import Serial, serial
 from pykvm.devices.serial import FIFO_SIZE, Fcr, Ier, Iir, Lcr, Lsr, Mcr, Msr, Offset
+from pykvm.testing import DeviceBench, Wire
 
 IDLE = Lsr.THRE | Lsr.TEMT
 FIFOS_ON = 0xC0  # IIR bits 7 and 6
@@ -16,16 +17,14 @@ class Port:
 
     def __init__(self, *, fifos: bool = False, loop: bool = False, input: Source | None = None) -> None:
         self.sent = b""
-        self.levels: list[bool] = []
-        self.chip = Serial(self._send, input, irq=self)
+        self.irq = Wire()
+        self.levels = self.irq.levels
+        self.chip = Serial(self._send, input, irq=self.irq)
         if fifos:
             self.write(Offset.FCR, Fcr.ENABLE.value)
         if loop:
             self.write(Offset.MCR, Mcr.LOOP.value)
             self.read(Offset.MSR)
-
-    def set_level(self, level: bool) -> None:
-        self.levels.append(level)
 
     def _send(self, data: bytes) -> None:
         self.sent += data
@@ -779,16 +778,15 @@ def test_polling_without_a_source_does_nothing() -> None:
 
 
 def test_a_word_written_at_thr_is_a_byte_sent_and_ier_set() -> None:
-    port, bus = Port(), Bus("port", 1 << 16)
-    bus.register(port.chip, serial.COM1, serial.REGISTERS)
+    port = Port()
+    bus = DeviceBench(pio={serial.COM1: (port.chip, serial.REGISTERS)}).pio
     bus.write(serial.COM1, b"x\x05")
     assert port.sent == b"x"
     assert bus.read(serial.COM1 + Offset.IER, 1) == b"\x05"
 
 
 def test_the_same_registers_answer_on_two_buses() -> None:
-    port, pio, mmio = Port(), Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
-    pio.register(port.chip, serial.COM1, serial.REGISTERS)
-    mmio.register(port.chip, 0xD000_0000, serial.REGISTERS)
-    pio.write(serial.COM1 + Offset.SCR, b"\x5a")
-    assert mmio.read(0xD000_0000, 8) == b"\x00\x00\x01\x00\x00\x60\xb0\x5a"
+    place = (Port().chip, serial.REGISTERS)
+    bench = DeviceBench(pio={serial.COM1: place}, mmio={0xD000_0000: place})
+    bench.pio.write(serial.COM1 + Offset.SCR, b"\x5a")
+    assert bench.mmio.read(0xD000_0000, 8) == b"\x00\x00\x01\x00\x00\x60\xb0\x5a"

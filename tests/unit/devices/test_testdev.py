@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.devices import Bus
 from pykvm.devices.testdev import (
     IRQ_LINES,
     IRQ_PORT,
@@ -19,6 +18,7 @@ from pykvm.devices.testdev import (
     IrqPorts,
     PcTestdev,
 )
+from pykvm.testing import DeviceBench
 
 
 def ignore(line: int, level: bool) -> None:
@@ -27,12 +27,12 @@ def ignore(line: int, level: bool) -> None:
 
 def test_its_parts_fit_on_the_buses_of_a_pc() -> None:
     testdev = PcTestdev(ignore)
-    ports, memory = Bus("port", 2**16), Bus("memory", 2**52)
-    ports.register(testdev.ports, PORT, REGISTERS)
-    ports.register(testdev.irq_lines, IRQ_PORT, IRQ_LINES)
-    memory.register(testdev.memory, MEMORY, MEMORY_SIZE)
-    ports.write(0xE0, b"\x12\x34\x56\x78")
-    assert ports.read(0xE0, 4) == b"\x12\x34\x56\x78"
+    bench = DeviceBench(
+        pio={PORT: (testdev.ports, REGISTERS), IRQ_PORT: (testdev.irq_lines, IRQ_LINES)},
+        mmio={MEMORY: (testdev.memory, MEMORY_SIZE)},
+    )
+    bench.pio.write(0xE0, b"\x12\x34\x56\x78")
+    assert bench.pio.read(0xE0, 4) == b"\x12\x34\x56\x78"
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

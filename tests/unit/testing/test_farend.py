@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pykvm.devices.serial import FIFO_SIZE, Fcr, Ier, Lsr, Mcr, Offset
-from pykvm.testing import LoneSerial
+from pykvm.testing import LoneSerial, Wire
 
 
 def test_what_the_guest_writes_comes_out() -> None:
@@ -41,3 +41,11 @@ def test_typing_raises_the_interrupt_line_if_the_guest_asked_for_it() -> None:
     assert serial.irq.level
     serial.read(Offset.RBR, 1)
     assert (serial.irq.level, serial.irq.rose) == (False, 1)
+
+
+def test_a_wire_keeps_every_level_it_was_told_and_counts_those_that_rose() -> None:
+    wire = Wire()
+    for level in (False, True, True, False, True):
+        wire.set_level(level)
+    assert wire.levels == [False, True, True, False, True]
+    assert (wire.level, wire.rose) == (True, 2)
