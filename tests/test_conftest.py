@@ -70,3 +70,39 @@ def test_a_test_that_hangs_fails_and_the_next_one_runs(tree: Path) -> None:
     result = run_pytest(tree / "unit", setting="pykvm_timeout = 0.2")
     assert "1 failed, 1 passed" in result.stdout
     assert "test_hangs took longer than 0.2 seconds" in result.stdout
+
+
+COUNTED = """
+import pathlib
+from hypothesis import given, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+@settings(max_examples=7, database=None)
+@given(st.integers())
+def test_a_property(number):
+    count("property")
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        count("machine")
+
+    @rule()
+    def do_nothing(self): pass
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=5, stateful_step_count=2, database=None)
+
+def count(name):
+    with pathlib.Path(name).open("a") as file:
+        file.write(".")
+"""
+
+
+@pytest.mark.parametrize(("setting", "factor"), [("", 1), ("addopts = --examples-factor 3", 3)])
+def test_property_tests_run_on_so_many_times_as_many_examples(tmp_path: Path, setting: str, factor: int) -> None:
+    (tmp_path / "test_counted.py").write_text(COUNTED)
+    result = run_pytest(tmp_path, setting=setting)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len((tmp_path / "property").read_text()) == 7 * factor
+    assert len((tmp_path / "machine").read_text()) >= 5 * factor

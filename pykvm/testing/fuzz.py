@@ -136,27 +136,36 @@ class _Sparing:
 
 
 def _without_needless(attempt: Attempt, fault: DeviceFault) -> DeviceFault:
-    """Return a fault from fewer and narrower accesses, where those of ``fault`` need not be so many and so wide."""
+    """Return a fault from fewer and simpler accesses, as far as one thing after another can be left out."""
     for position in reversed(range(len(fault.accesses))):
-        before, after = fault.accesses[:position], fault.accesses[position + 1 :]
-        for simpler in ((), *_narrower(fault.accesses[position])):
-            found = attempt([*before, *simpler, *after])
-            if found is not None:
-                fault = found
-                break
+        simpler = _in_simpler_ways(attempt, fault, position)
+        while simpler is not None:
+            fault = simpler
+            simpler = _in_simpler_ways(attempt, fault, position)
     return fault
 
 
-def _narrower(access: Access) -> list[tuple[Access]]:
-    if access.size == 1:
-        return []
+def _in_simpler_ways(attempt: Attempt, fault: DeviceFault, position: int) -> DeviceFault | None:
+    if position >= len(fault.accesses):
+        return None
+    before, access, after = fault.accesses[:position], fault.accesses[position], fault.accesses[position + 1 :]
+    tried = (attempt([*before, *simpler, *after]) for simpler in [[], *_simpler(access)])
+    return next((found for found in tried if found is not None), None)
+
+
+def _simpler(access: Access) -> Iterator[list[Access]]:
     if isinstance(access, MmioRead):
-        return [(MmioRead(access.address, 1),)]
-    return [
-        (MmioWrite(Gpa(access.address + place), access.data[place : place + 1]),)
-        for place in range(access.size)
-        if access.data[place]
-    ]
+        if access.size > 1:
+            yield [MmioRead(access.address, access.size - 1)]
+        return
+    data = access.data
+    if len(data) > 1:
+        yield [MmioWrite(access.address, data[:-1])]
+        yield [MmioWrite(Gpa(access.address + 1), data[1:])]
+    for place, byte in enumerate(data):
+        for smaller in {0, byte & -byte, 1 << byte.bit_length() >> 1} - {byte}:  # no bit, the lowest, the highest
+            if smaller < byte:
+                yield [MmioWrite(access.address, data[:place] + bytes([smaller]) + data[place + 1 :])]
 
 
 class _Fuzzer:
