@@ -15,6 +15,7 @@ from pykvm.devices import acpipm, hpet, rtc
 from pykvm.kvm import Cap
 from pykvm.machine import DebugExitWritten, Stopped
 from pykvm.memory import platform
+from pykvm.testing import Guests
 
 IRQCHIPS = ("none", "user", "kernel", "split")
 LIMIT = 30  # seconds: a bound on what takes far less
@@ -78,24 +79,24 @@ def read_cpuid(machine: Machine, leaf: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_the_guest_finds_the_tscs_frequency_in_the_hypervisors_leaf(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        if not machine.vm.check_extension(Cap.GET_TSC_KHZ):
-            pytest.skip("this host's KVM does not tell the TSC's frequency (KVM_CAP_GET_TSC_KHZ)")
-        assert read_cpuid(machine, 0x4000_0000)[0] >= FREQUENCY_LEAF
-        eax, ebx, _, _ = read_cpuid(machine, FREQUENCY_LEAF)
-        assert eax == machine.vcpu.get_tsc_khz()
-        assert ebx == 1_000_000, "kHz that the local APIC's timer counts"
+def test_the_guest_finds_the_tscs_frequency_in_the_hypervisors_leaf(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    if not machine.vm.check_extension(Cap.GET_TSC_KHZ):
+        pytest.skip("this host's KVM does not tell the TSC's frequency (KVM_CAP_GET_TSC_KHZ)")
+    assert read_cpuid(machine, 0x4000_0000)[0] >= FREQUENCY_LEAF
+    eax, ebx, _, _ = read_cpuid(machine, FREQUENCY_LEAF)
+    assert eax == machine.vcpu.get_tsc_khz()
+    assert ebx == 1_000_000, "kHz that the local APIC's timer counts"
 
 
-def test_the_guest_finds_the_tscs_frequency_in_leaf_15_where_the_host_honours_it() -> None:
-    with Machine("2M") as machine:
-        denominator, numerator, crystal, _ = read_cpuid(machine, TSC_LEAF)
-        highest = read_cpuid(machine, 0)[0]
-        if highest < TSC_LEAF or not denominator:
-            pytest.skip(f"this host's KVM shows guests CPUID leaf 0x15 as {denominator}, and {highest:#x} as the last")
-        khz = machine.vcpu.get_tsc_khz()
-        assert abs(crystal * numerator // denominator // 1000 - khz) <= khz // 1000
+def test_the_guest_finds_the_tscs_frequency_in_leaf_15_where_the_host_honours_it(guest: Guests) -> None:
+    machine = guest.machine("2M")
+    denominator, numerator, crystal, _ = read_cpuid(machine, TSC_LEAF)
+    highest = read_cpuid(machine, 0)[0]
+    if highest < TSC_LEAF or not denominator:
+        pytest.skip(f"this host's KVM shows guests CPUID leaf 0x15 as {denominator}, and {highest:#x} as the last")
+    khz = machine.vcpu.get_tsc_khz()
+    assert abs(crystal * numerator // denominator // 1000 - khz) <= khz // 1000
 
 
 # ---- kvmclock ----
@@ -128,12 +129,12 @@ def read_kvmclock(machine: Machine) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_kvmclock_tells_a_time_that_grows_and_is_the_hosts(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        before = machine.vm.get_clock().clock
-        first, first_by_tsc = read_kvmclock(machine)
-        second, second_by_tsc = read_kvmclock(machine)
-        after = machine.vm.get_clock().clock
+def test_kvmclock_tells_a_time_that_grows_and_is_the_hosts(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    before = machine.vm.get_clock().clock
+    first, first_by_tsc = read_kvmclock(machine)
+    second, second_by_tsc = read_kvmclock(machine)
+    after = machine.vm.get_clock().clock
     # The page need not change for a long time: the guest adds what the TSC says to it.
     assert first <= second
     assert before - SLACK <= first_by_tsc < second_by_tsc <= after + SLACK
@@ -181,9 +182,9 @@ RTC_PERIODS = """
 @pytest.mark.parametrize(
     "code", [PM_TIMER, HPET, RTC_SECONDS, RTC_PERIODS], ids=["PM timer", "HPET", "RTC seconds", "RTC periods"]
 )
-def test_a_clock_goes_on_while_the_guest_runs(code: str, irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        run(machine, code)
+def test_a_clock_goes_on_while_the_guest_runs(guest: Guests, code: str, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    run(machine, code)
 
 
 # Both read the HPET before and after the other clock, at the beginning and at the end of 10 ms: so that the other clock
@@ -221,21 +222,21 @@ def check_rate(machine: Machine, begin: str, end: str, nanoseconds_a_tick: float
     assert 0.99 * shortest <= ticks * nanoseconds_a_tick <= 1.01 * longest
 
 
-def test_the_pm_timer_goes_as_fast_as_the_hpet() -> None:
+def test_the_pm_timer_goes_as_fast_as_the_hpet(guest: Guests) -> None:
     end = "in (%dx), %eax; mov %eax, %esi; sub %ecx, %esi; and $0xffffff, %esi"
-    with Machine("2M") as machine:
-        check_rate(machine, "in (%dx), %eax; mov %eax, %ecx", end, 1e9 / acpipm.FREQUENCY)
+    machine = guest.machine("2M")
+    check_rate(machine, "in (%dx), %eax; mov %eax, %ecx", end, 1e9 / acpipm.FREQUENCY)
 
 
 @pytest.mark.parametrize("irqchip", ["kernel", "split"])
-def test_the_local_apics_timer_counts_at_the_rate_that_cpuid_tells(irqchip: str) -> None:
+def test_the_local_apics_timer_counts_at_the_rate_that_cpuid_tells(guest: Guests, irqchip: str) -> None:
     begin = """
         movl    $DIVIDE_BY_1, LAPIC_TIMER_DIVIDE(%rbx)
         movl    $LVT_MASKED, LAPIC_LVT_TIMER(%rbx)
         movl    $0xffffffff, LAPIC_TIMER_INITIAL(%rbx)
 """
-    with Machine("2M", irqchip=irqchip) as machine:
-        check_rate(machine, begin, "mov LAPIC_TIMER_CURRENT(%rbx), %esi; not %esi", nanoseconds_a_tick=1)
+    machine = guest.machine("2M", irqchip=irqchip)
+    check_rate(machine, begin, "mov LAPIC_TIMER_CURRENT(%rbx), %esi; not %esi", nanoseconds_a_tick=1)
 
 
 READING = """
@@ -287,11 +288,12 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_the_boards_clocks_stand_still_while_the_machine_is_paused(irqchip: str) -> None:
+def test_the_boards_clocks_stand_still_while_the_machine_is_paused(guest: Guests, irqchip: str) -> None:
     def rounds() -> int:
         return stored(machine, "<II")[1]
 
-    with Machine("2M", irqchip=irqchip) as machine, running(machine, READING):
+    machine = guest.machine("2M", irqchip=irqchip)
+    with running(machine, READING):
         clocks = Clocks(machine)
         wait_until(lambda: rounds() > 0)
         machine.pause()
@@ -306,15 +308,15 @@ def test_the_boards_clocks_stand_still_while_the_machine_is_paused(irqchip: str)
         wait_until(lambda: clocks.periods() != 0)
 
 
-def test_the_boards_clocks_stand_still_between_two_runs() -> None:
-    with Machine("2M") as machine:
-        clocks = Clocks(machine)
-        run(machine, PM_TIMER)
-        clocks.periods()
-        then = clocks.read()
-        time.sleep(0.02)
-        assert clocks.read() == then
-        assert clocks.periods() == 0
+def test_the_boards_clocks_stand_still_between_two_runs(guest: Guests) -> None:
+    machine = guest.machine("2M")
+    clocks = Clocks(machine)
+    run(machine, PM_TIMER)
+    clocks.periods()
+    then = clocks.read()
+    time.sleep(0.02)
+    assert clocks.read() == then
+    assert clocks.periods() == 0
 
 
 PIT_TICKS = """
@@ -350,11 +352,12 @@ idt:
 
 
 @pytest.mark.parametrize("irqchip", ["user", "split"])
-def test_the_timer_of_user_space_saves_up_no_ticks_during_a_pause(irqchip: str) -> None:
+def test_the_timer_of_user_space_saves_up_no_ticks_during_a_pause(guest: Guests, irqchip: str) -> None:
     def ticks() -> int:
         return stored(machine, "<I")[0]
 
-    with Machine("2M", irqchip=irqchip) as machine, running(machine, PIT_TICKS):
+    machine = guest.machine("2M", irqchip=irqchip)
+    with running(machine, PIT_TICKS):
         wait_until(lambda: ticks() > 2)
         machine.pause()
         before, then = ticks(), machine.events.now()

@@ -10,6 +10,7 @@ from pykvm import GuestMemory, Machine, assemble
 from pykvm.errors import ClosedError, ConfigurationError, InUseError, KvmError
 from pykvm.kvm import Cap, DirtyRingFull, Exit, Kvm
 from pykvm.machine import Halted, RunResult, Stopped, hardware
+from pykvm.testing import Guests
 from pykvm.units import PAGE_SIZE
 
 # Guests in real mode at 0x8000, which write by FS and by nothing else: no stack, no page tables.
@@ -99,37 +100,37 @@ def numbers(machine: Machine, start: int = FAR) -> list[int]:
 # ---- which pages ----
 
 
-def test_the_pages_that_a_guest_wrote_are_told_exactly(tracking: str) -> None:
-    with Machine("1M", dirty=tracking) as machine:
-        write(machine, 5, 0, 63, 5)
-        assert numbers(machine) == [0, 5, 63]
+def test_the_pages_that_a_guest_wrote_are_told_exactly(guest: Guests, tracking: str) -> None:
+    machine = guest.machine("1M", dirty=tracking)
+    write(machine, 5, 0, 63, 5)
+    assert numbers(machine) == [0, 5, 63]
 
 
-def test_each_call_tells_what_was_written_since_the_last(tracking: str) -> None:
-    with Machine("1M", dirty=tracking) as machine:
-        assert numbers(machine) == []
-        write(machine, 1, 2)
-        write(machine, 9)
-        assert numbers(machine) == [1, 2, 9]
-        assert numbers(machine) == []
-        write(machine, 2)
-        assert numbers(machine) == [2]
+def test_each_call_tells_what_was_written_since_the_last(guest: Guests, tracking: str) -> None:
+    machine = guest.machine("1M", dirty=tracking)
+    assert numbers(machine) == []
+    write(machine, 1, 2)
+    write(machine, 9)
+    assert numbers(machine) == [1, 2, 9]
+    assert numbers(machine) == []
+    write(machine, 2)
+    assert numbers(machine) == [2]
 
 
-def test_what_the_host_writes_is_not_the_guests(tracking: str) -> None:
-    with Machine("1M", dirty=tracking) as machine:
-        machine.memory.write(FAR, b"host")
-        write(machine, 4)
-        assert numbers(machine) == [4]
+def test_what_the_host_writes_is_not_the_guests(guest: Guests, tracking: str) -> None:
+    machine = guest.machine("1M", dirty=tracking)
+    machine.memory.write(FAR, b"host")
+    write(machine, 4)
+    assert numbers(machine) == [4]
 
 
-def test_pages_are_those_of_the_call_not_of_the_iteration(tracking: str) -> None:
-    with Machine("1M", dirty=tracking) as machine:
-        write(machine, 1)
-        before = machine.dirty_pages()
-        write(machine, 2)
-        assert list(before) == [FAR + PAGE_SIZE]
-        assert numbers(machine) == [2]
+def test_pages_are_those_of_the_call_not_of_the_iteration(guest: Guests, tracking: str) -> None:
+    machine = guest.machine("1M", dirty=tracking)
+    write(machine, 1)
+    before = machine.dirty_pages()
+    write(machine, 2)
+    assert list(before) == [FAR + PAGE_SIZE]
+    assert numbers(machine) == [2]
 
 
 def test_the_screens_pages_count_even_where_memory_ends_below_it(tracking: str) -> None:
@@ -191,40 +192,43 @@ def smallest_ring() -> int:
                 return size
 
 
-def test_a_ring_that_gets_full_in_the_middle_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ring_that_gets_full_in_the_middle_loses_nothing(guest: Guests, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "RING_SIZE", smallest_ring())
     count = Count()
-    with Machine("16M", dirty="ring", observers=[count]) as machine:
-        run(machine, f"mov $3000, %ecx\n{WRITE_MANY}", "long")
-        pages = {page for page in machine.dirty_pages() if page >= MANY_AT}
-        assert list(machine.dirty_pages()) == []
+    machine = guest.machine("16M", dirty="ring", observers=[count])
+    run(machine, f"mov $3000, %ecx\n{WRITE_MANY}", "long")
+    pages = {page for page in machine.dirty_pages() if page >= MANY_AT}
+    assert list(machine.dirty_pages()) == []
     assert pages == {MANY_AT + number * PAGE_SIZE for number in range(3000)}
     assert count.full > 0
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["roomy", "full in the middle"])
-def test_each_cpu_has_a_ring_and_the_pages_of_all_are_told(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_cpu_has_a_ring_and_the_pages_of_all_are_told(
+    guest: Guests, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     smallest = smallest_ring()
     if small:
         monkeypatch.setattr(hardware, "RING_SIZE", smallest)
-    with Machine("8M", dirty="ring", irqchip="kernel", cpus=2) as machine:
-        run(machine, TWO_CPUS, "long")
-        pages = {page for page in machine.dirty_pages() if page >= MANY_AT}
+    machine = guest.machine("8M", dirty="ring", irqchip="kernel", cpus=2)
+    run(machine, TWO_CPUS, "long")
+    pages = {page for page in machine.dirty_pages() if page >= MANY_AT}
     assert pages == {MANY_AT + number * PAGE_SIZE for number in range(600)}
 
 
-def test_two_cpus_are_tracked_by_the_log_as_well() -> None:
-    with Machine("8M", dirty="log", irqchip="kernel", cpus=2) as machine:
-        run(machine, TWO_CPUS, "long")
-        pages = {page for page in machine.dirty_pages() if page >= MANY_AT}
+def test_two_cpus_are_tracked_by_the_log_as_well(guest: Guests) -> None:
+    machine = guest.machine("8M", dirty="log", irqchip="kernel", cpus=2)
+    run(machine, TWO_CPUS, "long")
+    pages = {page for page in machine.dirty_pages() if page >= MANY_AT}
     assert pages == {MANY_AT + number * PAGE_SIZE for number in range(600)}
 
 
 # ---- wrong use ----
 
 
-def test_who_did_not_ask_for_tracking_is_told_how_at_the_call() -> None:
-    with Machine("1M") as machine, pytest.raises(ConfigurationError, match=r'Machine\(dirty="log"\) or "ring"'):
+def test_who_did_not_ask_for_tracking_is_told_how_at_the_call(guest: Guests) -> None:
+    machine = guest.machine("1M")
+    with pytest.raises(ConfigurationError, match=r'Machine\(dirty="log"\) or "ring"'):
         machine.dirty_pages()
 
 
@@ -241,42 +245,42 @@ def test_a_closed_machine_has_no_dirty_pages() -> None:
         machine.dirty_pages()
 
 
-def test_a_running_machine_refuses_and_a_paused_one_tells(tracking: str) -> None:
-    with Machine("1M", dirty=tracking) as machine:
-        code = f"mov ${FAR >> 4:#x}, %ax\nmov %ax, %fs\nxor %si, %si\n1: {WRITE_TO_SI}\nout %al, $0x80\njmp 1b"
-        machine.load(assemble(code, mode="real"), mode="real")
-        stops: list[object] = []
-        with machine.vcpu.get_stats_fd() as statistics:
-            runner = threading.Thread(target=lambda: stops.append(machine.run(timeout=30).stop))
-            runner.start()
-            while statistics.read()["exits"].value < 100:
-                pass
-            with pytest.raises(InUseError, match=r"runs and cannot be asked for dirty pages: pause\(\) or stop\(\)"):
-                machine.dirty_pages()
-            machine.pause()
-            assert numbers(machine) == [0]
-            machine.resume()
-            machine.stop()
-            runner.join()
+def test_a_running_machine_refuses_and_a_paused_one_tells(guest: Guests, tracking: str) -> None:
+    machine = guest.machine("1M", dirty=tracking)
+    code = f"mov ${FAR >> 4:#x}, %ax\nmov %ax, %fs\nxor %si, %si\n1: {WRITE_TO_SI}\nout %al, $0x80\njmp 1b"
+    machine.load(assemble(code, mode="real"), mode="real")
+    stops: list[object] = []
+    with machine.vcpu.get_stats_fd() as statistics:
+        runner = threading.Thread(target=lambda: stops.append(machine.run(timeout=30).stop))
+        runner.start()
+        while statistics.read()["exits"].value < 100:
+            pass
+        with pytest.raises(InUseError, match=r"runs and cannot be asked for dirty pages: pause\(\) or stop\(\)"):
+            machine.dirty_pages()
+        machine.pause()
+        assert numbers(machine) == [0]
+        machine.resume()
+        machine.stop()
+        runner.join()
     assert stops == [Stopped()]
 
 
 # ---- what KVM counted ----
 
 
-def test_a_machines_vm_and_vcpus_tell_what_kvm_counted() -> None:
-    with Machine("1M") as machine:
-        before = machine.vcpu.stats()
-        run(machine, "out %al, $0x80\nout %al, $0x80\nout %al, $0x80\nhlt")
-        after = machine.vcpu.stats()
-        assert after["exits"].value > before["exits"].value
-        assert after.keys() == before.keys()
-        assert str(after["exits"]).startswith("exits: ")
-        assert len(machine.vm.stats()) > 5
+def test_a_machines_vm_and_vcpus_tell_what_kvm_counted(guest: Guests) -> None:
+    machine = guest.machine("1M")
+    before = machine.vcpu.stats()
+    run(machine, "out %al, $0x80\nout %al, $0x80\nout %al, $0x80\nhlt")
+    after = machine.vcpu.stats()
+    assert after["exits"].value > before["exits"].value
+    assert after.keys() == before.keys()
+    assert str(after["exits"]).startswith("exits: ")
+    assert len(machine.vm.stats()) > 5
 
 
-def test_each_vcpu_counts_for_itself() -> None:
-    with Machine("8M", irqchip="kernel", cpus=2) as machine:
-        run(machine, TWO_CPUS, "long")
-        exits = [vcpu.stats()["exits"].value for vcpu in machine.vcpus]
+def test_each_vcpu_counts_for_itself(guest: Guests) -> None:
+    machine = guest.machine("8M", irqchip="kernel", cpus=2)
+    run(machine, TWO_CPUS, "long")
+    exits = [vcpu.stats()["exits"].value for vcpu in machine.vcpus]
     assert all(value > 0 for value in exits)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pykvm import Machine, assemble
+from pykvm import assemble
 from pykvm.machine import TimedOut
+from pykvm.testing import Guests
 from pykvm.units import MiB
 
 LIMIT = 0.5  # seconds
@@ -35,24 +36,20 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
-def test_the_run_ends_and_can_be_reported(source: str) -> None:
-    with Machine() as machine:
-        machine.load(assemble(source), mode="long")
-        result = machine.run(LIMIT)
-        assert machine.result(TimedOut(LIMIT)).report
+def test_the_run_ends_and_can_be_reported(guest: Guests, source: str) -> None:
+    machine = guest.machine()
+    machine.load(assemble(source), mode="long")
+    result = machine.run(LIMIT)
+    assert machine.result(TimedOut(LIMIT)).report
     assert result.status in {0, 1, 124, 125}
     assert len(result.serial.data) <= MiB
 
 
 @pytest.mark.parametrize("code", [b"\xcc\xf4", b"\xea\xff\xff\xff\xff", b"\x0f\x0b", bytes(64)], ids=bytes.hex)
-def test_a_wild_real_mode_guest_ends(code: bytes) -> None:
-    with Machine("1M") as machine:
-        machine.load(code)
-        assert machine.run(LIMIT).status in {0, 124, 125}
+def test_a_wild_real_mode_guest_ends(guest: Guests, code: bytes) -> None:
+    assert guest(code, timeout=LIMIT, memory="1M").run.status in {0, 124, 125}
 
 
-def test_an_instruction_without_end_does_not_hold_up_a_stop() -> None:
-    with Machine() as machine:
-        machine.load(assemble("mov $-1, %rcx; mov $0xf4, %dx; mov $0x200000, %esi; rep outsb"), mode="long")
-        result = machine.run(LIMIT)
+def test_an_instruction_without_end_does_not_hold_up_a_stop(guest: Guests) -> None:
+    result = guest("mov $-1, %rcx; mov $0xf4, %dx; mov $0x200000, %esi; rep outsb", mode="long", timeout=LIMIT)
     assert result.exit_code == 1

@@ -9,6 +9,7 @@ from pykvm.errors import ClosedError, ConfigurationError
 from pykvm.kvm import Cap, Hypercall
 from pykvm.machine import Crashed, DebugExitWritten, Halted, RunResult, TimedOut
 from pykvm.probes import all_probes, probe
+from pykvm.testing import Guests
 
 MAP_GPA_RANGE = 12
 GPA, PAGES, ENCRYPTED = 0x20_0000, 3, 1 << 4
@@ -47,19 +48,19 @@ def test_the_probe_is_among_those_of_doctor_and_ends_whatever_the_host_does() ->
     assert outcome.works or not outcome.hangs or "still running after" in outcome.detail
 
 
-def test_a_hypercall_that_never_returns_is_ended_by_the_time_limit() -> None:
-    with Machine("4M") as machine:
-        require_offer(machine)
-        machine.on_hypercall(MAP_GPA_RANGE, lambda call: 0)
-        result = run(machine, timeout=0.3)
-        assert isinstance(result.stop, Halted | TimedOut | Crashed)
-        if isinstance(result.stop, TimedOut):
-            assert "vmcall" in result.report
-        machine.load(assemble("mov $1, %al; out %al, $0xf4", mode="long"), mode="long")
-        assert machine.run(timeout=20).stop == DebugExitWritten(1), "the machine is as good as before"
+def test_a_hypercall_that_never_returns_is_ended_by_the_time_limit(guest: Guests) -> None:
+    machine = guest.machine("4M")
+    require_offer(machine)
+    machine.on_hypercall(MAP_GPA_RANGE, lambda call: 0)
+    result = run(machine, timeout=0.3)
+    assert isinstance(result.stop, Halted | TimedOut | Crashed)
+    if isinstance(result.stop, TimedOut):
+        assert "vmcall" in result.report
+    machine.load(assemble("mov $1, %al; out %al, $0xf4", mode="long"), mode="long")
+    assert machine.run(timeout=20).stop == DebugExitWritten(1), "the machine is as good as before"
 
 
-def test_a_handler_gets_the_arguments_and_gives_the_guest_its_rax() -> None:
+def test_a_handler_gets_the_arguments_and_gives_the_guest_its_rax(guest: Guests) -> None:
     require_hypercalls()
     calls: list[Hypercall] = []
 
@@ -67,43 +68,43 @@ def test_a_handler_gets_the_arguments_and_gives_the_guest_its_rax() -> None:
         calls.append(call)
         return 0x1122_3344_5566
 
-    with Machine("4M") as machine:
-        machine.on_hypercall(MAP_GPA_RANGE, answer)
-        result = run(machine)
+    machine = guest.machine("4M")
+    machine.on_hypercall(MAP_GPA_RANGE, answer)
+    result = run(machine)
     assert result.stop == Halted()
     assert result.registers.rax == 0x1122_3344_5566
     assert [(call.nr, *call.args[:3]) for call in calls] == [(MAP_GPA_RANGE, GPA, PAGES, ENCRYPTED)]
 
 
-def test_a_handler_may_answer_with_an_error() -> None:
+def test_a_handler_may_answer_with_an_error(guest: Guests) -> None:
     require_hypercalls()
-    with Machine("4M") as machine:
-        machine.on_hypercall(MAP_GPA_RANGE, lambda call: -22)
-        assert run(machine).registers.rax == (1 << 64) - 22
+    machine = guest.machine("4M")
+    machine.on_hypercall(MAP_GPA_RANGE, lambda call: -22)
+    assert run(machine).registers.rax == (1 << 64) - 22
 
 
-def test_without_a_handler_kvm_answers_that_there_is_no_such_hypercall() -> None:
+def test_without_a_handler_kvm_answers_that_there_is_no_such_hypercall(guest: Guests) -> None:
     require_hypercalls()
-    with Machine("4M") as machine:
-        assert run(machine).registers.rax == (1 << 64) - ENOSYS
+    machine = guest.machine("4M")
+    assert run(machine).registers.rax == (1 << 64) - ENOSYS
 
 
-def test_a_handler_that_raises_ends_the_run_with_the_guests_state() -> None:
+def test_a_handler_that_raises_ends_the_run_with_the_guests_state(guest: Guests) -> None:
     require_hypercalls()
-    with Machine("4M") as machine:
-        machine.on_hypercall(MAP_GPA_RANGE, lambda call: 1 // 0)
-        with pytest.raises(ZeroDivisionError) as raised:
-            run(machine)
+    machine = guest.machine("4M")
+    machine.on_hypercall(MAP_GPA_RANGE, lambda call: 1 // 0)
+    with pytest.raises(ZeroDivisionError) as raised:
+        run(machine)
     assert "the guest, on CPU 0" in raised.value.__notes__[0]
 
 
 @pytest.mark.parametrize("nr", [99, 63, -1, 0])
-def test_a_hypercall_that_kvm_does_not_hand_over_is_refused_and_those_it_does_are_named(nr: int) -> None:
-    with Machine("1M") as machine:
-        offered = machine.vm.check_extension(Cap.EXIT_HYPERCALL)
-        named = str(MAP_GPA_RANGE) if offered >> MAP_GPA_RANGE & 1 else ""
-        with pytest.raises(ConfigurationError, match=f"KVM does not hand hypercall {nr} over; it does: .*{named}"):
-            machine.on_hypercall(nr, lambda call: 0)
+def test_a_hypercall_that_kvm_does_not_hand_over_is_refused_and_those_it_does_are_named(guest: Guests, nr: int) -> None:
+    machine = guest.machine("1M")
+    offered = machine.vm.check_extension(Cap.EXIT_HYPERCALL)
+    named = str(MAP_GPA_RANGE) if offered >> MAP_GPA_RANGE & 1 else ""
+    with pytest.raises(ConfigurationError, match=f"KVM does not hand hypercall {nr} over; it does: .*{named}"):
+        machine.on_hypercall(nr, lambda call: 0)
 
 
 def test_a_closed_machine_takes_no_handler() -> None:

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from pykvm import Machine, assemble
+from pykvm import assemble
 from pykvm.devices import KeyEvent, keys_for_text, parse_keys
 from pykvm.devices.scancodes import ScanCodeSet, scan_code
 from pykvm.machine import DebugExitWritten, Stopped
+from pykvm.testing import Guests
 
 IRQCHIPS = ("user", "kernel", "split")
 LIMIT = 30  # seconds: a bound on what takes milliseconds
@@ -70,50 +71,50 @@ def codes(events: list[KeyEvent]) -> bytes:
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_keys_typed_while_the_guest_waits_come_one_by_one(irqchip: str) -> None:
+def test_keys_typed_while_the_guest_waits_come_one_by_one(guest: Guests, irqchip: str) -> None:
     keys = parse_keys("h e l l o shift-1 up ctrl-c")
-    with Machine("2M", irqchip=irqchip, serial_output=lambda data: started.set()) as machine:
-        started = threading.Event()
-        machine.load(assemble(GUEST.replace("{config}", str(IRQ_AND_TRANSLATION))))
+    machine = guest.machine("2M", irqchip=irqchip, serial_output=lambda data: started.set())
+    started = threading.Event()
+    machine.load(assemble(GUEST.replace("{config}", str(IRQ_AND_TRANSLATION))))
 
-        def type_keys() -> None:
-            started.wait(LIMIT)
-            for event in [*keys, *LAST]:
-                with machine.lock:
-                    machine.board.keyboard.enqueue([event])
-                time.sleep(0.002)
+    def type_keys() -> None:
+        started.wait(LIMIT)
+        for event in [*keys, *LAST]:
+            with machine.lock:
+                machine.board.keyboard.enqueue([event])
+            time.sleep(0.002)
 
-        thread = threading.Thread(target=type_keys, daemon=True)
-        thread.start()
-        result = machine.run(LIMIT)
-        thread.join()
+    thread = threading.Thread(target=type_keys, daemon=True)
+    thread.start()
+    result = machine.run(LIMIT)
+    thread.join()
     assert isinstance(result.stop, DebugExitWritten)
     assert result.serial.data == b">" + codes([*keys, *LAST])
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_keys_typed_ahead_are_not_lost(irqchip: str) -> None:
+def test_keys_typed_ahead_are_not_lost(guest: Guests, irqchip: str) -> None:
     keys = keys_for_text("The quick brown fox jumps over the lazy dog. " * 5)
-    with Machine("2M", irqchip=irqchip, serial_output=lambda data: enqueue()) as machine:
-        todo = [[*keys, *LAST]]
+    machine = guest.machine("2M", irqchip=irqchip, serial_output=lambda data: enqueue())
+    todo = [[*keys, *LAST]]
 
-        def enqueue() -> None:  # called when the guest is ready: from a device, in the middle of an exit
-            if todo:
-                machine.board.keyboard.enqueue(todo.pop())
+    def enqueue() -> None:  # called when the guest is ready: from a device, in the middle of an exit
+        if todo:
+            machine.board.keyboard.enqueue(todo.pop())
 
-        machine.load(assemble(GUEST.replace("{config}", str(IRQ_AND_TRANSLATION))))
-        result = machine.run(LIMIT)
+    machine.load(assemble(GUEST.replace("{config}", str(IRQ_AND_TRANSLATION))))
+    result = machine.run(LIMIT)
     assert isinstance(result.stop, DebugExitWritten)
     assert result.serial.data == b">" + codes([*keys, *LAST])
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_no_key_interrupts_a_guest_that_has_not_asked_for_it(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        machine.board.keyboard.enqueue(parse_keys("a"))
-        machine.load(assemble(GUEST.replace("{config}", str(TRANSLATION))))
-        timer = threading.Timer(0.1, machine.stop)
-        timer.start()
-        result = machine.run(LIMIT)
+def test_no_key_interrupts_a_guest_that_has_not_asked_for_it(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    machine.board.keyboard.enqueue(parse_keys("a"))
+    machine.load(assemble(GUEST.replace("{config}", str(TRANSLATION))))
+    timer = threading.Timer(0.1, machine.stop)
+    timer.start()
+    result = machine.run(LIMIT)
     assert result.stop == Stopped()
     assert result.serial.data == b">"

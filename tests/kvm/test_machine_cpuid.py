@@ -7,6 +7,7 @@ import pytest
 from pykvm import Machine, assemble
 from pykvm.errors import ConfigurationError
 from pykvm.machine import Halted
+from pykvm.testing import Guests
 from pykvm.x86 import Cpuid
 
 HYPERVISOR = 0x4000_0000
@@ -22,40 +23,40 @@ def seen(machine: Machine, function: int) -> tuple[int, ...]:
     return (regs.rax, regs.rbx, regs.rcx, regs.rdx)
 
 
-def test_a_guest_finds_pykvms_signature_if_it_is_asked_for() -> None:
-    with Machine("2M", cpuid=lambda cpuid: cpuid.with_signature()) as machine:
-        registers = seen(machine, HYPERVISOR)
-        if b"".join(value.to_bytes(4, "little") for value in registers[1:]) != b"pykvmpykvm\0\0":
-            pytest.skip("this host's KVM does not obey KVM_SET_CPUID2 at leaf 0x40000000")
-        assert registers[0] >= HYPERVISOR
+def test_a_guest_finds_pykvms_signature_if_it_is_asked_for(guest: Guests) -> None:
+    machine = guest.machine("2M", cpuid=lambda cpuid: cpuid.with_signature())
+    registers = seen(machine, HYPERVISOR)
+    if b"".join(value.to_bytes(4, "little") for value in registers[1:]) != b"pykvmpykvm\0\0":
+        pytest.skip("this host's KVM does not obey KVM_SET_CPUID2 at leaf 0x40000000")
+    assert registers[0] >= HYPERVISOR
 
 
-def test_without_asking_the_signature_is_kvms() -> None:
-    with Machine("2M") as machine:
-        assert b"".join(value.to_bytes(4, "little") for value in seen(machine, HYPERVISOR)[1:]) == b"KVMKVMKVM\0\0\0"
-        assert machine.cpuid.hypervisor == "KVMKVMKVM"
+def test_without_asking_the_signature_is_kvms(guest: Guests) -> None:
+    machine = guest.machine("2M")
+    assert b"".join(value.to_bytes(4, "little") for value in seen(machine, HYPERVISOR)[1:]) == b"KVMKVMKVM\0\0\0"
+    assert machine.cpuid.hypervisor == "KVMKVMKVM"
 
 
-def test_a_masked_feature_is_gone_from_what_the_machine_tells() -> None:
-    with Machine("2M", cpuid=lambda cpuid: cpuid.without("xsave", "kvm_steal_time")) as machine:
-        assert not machine.cpuid.has("xsave")
-        assert not machine.cpuid.has("kvm_steal_time")
-        if Cpuid(machine.vcpu.get_cpuid2()).has("xsave"):
-            pytest.skip("this host's KVM does not obey KVM_SET_CPUID2: xsave stays")
-        assert not seen(machine, 1)[2] & XSAVE
+def test_a_masked_feature_is_gone_from_what_the_machine_tells(guest: Guests) -> None:
+    machine = guest.machine("2M", cpuid=lambda cpuid: cpuid.without("xsave", "kvm_steal_time"))
+    assert not machine.cpuid.has("xsave")
+    assert not machine.cpuid.has("kvm_steal_time")
+    if Cpuid(machine.vcpu.get_cpuid2()).has("xsave"):
+        pytest.skip("this host's KVM does not obey KVM_SET_CPUID2: xsave stays")
+    assert not seen(machine, 1)[2] & XSAVE
 
 
-def test_an_overridden_leaf_is_what_the_guest_reads() -> None:
-    with Machine("2M", cpuid=lambda cpuid: cpuid.override(0x4000_0000, ebx=0x1234)) as machine:
-        registers = seen(machine, HYPERVISOR)
-        if registers[1] != 0x1234:
-            pytest.skip("this host's KVM does not obey KVM_SET_CPUID2 at leaf 0x40000000")
-        assert registers[2] == machine.cpuid.leaf(HYPERVISOR).ecx
+def test_an_overridden_leaf_is_what_the_guest_reads(guest: Guests) -> None:
+    machine = guest.machine("2M", cpuid=lambda cpuid: cpuid.override(0x4000_0000, ebx=0x1234))
+    registers = seen(machine, HYPERVISOR)
+    if registers[1] != 0x1234:
+        pytest.skip("this host's KVM does not obey KVM_SET_CPUID2 at leaf 0x40000000")
+    assert registers[2] == machine.cpuid.leaf(HYPERVISOR).ecx
 
 
-def test_every_cpu_is_told_the_same_but_for_its_apic_id() -> None:
-    with Machine("2M", cpus=2, irqchip="kernel", cpuid=lambda cpuid: cpuid.with_signature()) as machine:
-        first, second = (Cpuid(vcpu.get_cpuid2()) for vcpu in machine.vcpus)
+def test_every_cpu_is_told_the_same_but_for_its_apic_id(guest: Guests) -> None:
+    machine = guest.machine("2M", cpus=2, irqchip="kernel", cpuid=lambda cpuid: cpuid.with_signature())
+    first, second = (Cpuid(vcpu.get_cpuid2()) for vcpu in machine.vcpus)
     assert first.hypervisor == second.hypervisor == "pykvmpykvm"
     assert (first.leaf(1).ebx >> 24, second.leaf(1).ebx >> 24) == (0, 1)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pykvm import Machine, Mode
 from pykvm.probes import probe
+from pykvm.testing import Guests
 from pykvm.units import GiB, Gva, KiB, MiB
 from pykvm.x86 import FrameAllocator, PageTables, Paging, PagingMode, walk
 
@@ -31,26 +32,26 @@ def skip_without(need: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "page_size", "needs"), STATES)
-def test_kvm_takes_the_state_and_walks_as_we_do(mode: Mode, page_size: int, needs: str) -> None:
+def test_kvm_takes_the_state_and_walks_as_we_do(guest: Guests, mode: Mode, page_size: int, needs: str) -> None:
     if page_size == GiB:
         skip_without(needs)
-    with Machine("4M") as machine:
-        machine.load(EXIT_WITH_7, mode=mode, page_size=page_size)
-        paging = Paging.of(machine.vcpu.get_sregs())
-        for address in (0, 0x1234, 0x100000, 4 * MiB - 1, 4 * MiB, 0xD0000000, 0xFFFFFFFF):
-            ours = walk(machine.memory, paging, address)
-            theirs = machine.vcpu.translate(Gva(address))
-            assert bool(theirs.valid) == (ours.gpa is not None)
-            if ours.gpa is not None:
-                assert theirs.physical_address == ours.gpa
+    machine = guest.machine("4M")
+    machine.load(EXIT_WITH_7, mode=mode, page_size=page_size)
+    paging = Paging.of(machine.vcpu.get_sregs())
+    for address in (0, 0x1234, 0x100000, 4 * MiB - 1, 4 * MiB, 0xD0000000, 0xFFFFFFFF):
+        ours = walk(machine.memory, paging, address)
+        theirs = machine.vcpu.translate(Gva(address))
+        assert bool(theirs.valid) == (ours.gpa is not None)
+        if ours.gpa is not None:
+            assert theirs.physical_address == ours.gpa
 
 
 @pytest.mark.parametrize(("mode", "page_size", "needs"), STATES)
-def test_code_runs_in_every_paged_mode(mode: Mode, page_size: int, needs: str) -> None:
+def test_code_runs_in_every_paged_mode(guest: Guests, mode: Mode, page_size: int, needs: str) -> None:
     skip_without(needs)
-    with Machine("4M") as machine:
-        machine.load(EXIT_WITH_7, mode=mode, page_size=page_size)
-        assert machine.run(5).exit_code == 15
+    machine = guest.machine("4M")
+    machine.load(EXIT_WITH_7, mode=mode, page_size=page_size)
+    assert machine.run(5).exit_code == 15
 
 
 @pytest.mark.parametrize("mode", PAGING_MODES)
