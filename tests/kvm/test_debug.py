@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +11,7 @@ from pykvm.errors import ConfigurationError, InUseError
 from pykvm.kvm import Debug, GuestDebugControl
 from pykvm.machine import Breakpoint, Crashed, Halted, Stop, Stopped
 from pykvm.probes import probe
+from pykvm.testing import Guests
 from pykvm.x86 import BreakpointKind, HardwareBreakpoint, disassemble
 from pykvm.x86.debug import is_single_step
 
@@ -41,9 +41,8 @@ again:  inc     %ebx
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    with Machine("2M") as machine:
-        yield machine
+def machine(guest: Guests) -> Machine:
+    return guest.machine("2M")
 
 
 def load(machine: Machine, code: str, mode: str = "long") -> Image:
@@ -150,22 +149,22 @@ def test_with_no_arguments_nothing_stops_any_more(name: str, machine: Machine) -
     assert machine.registers.rbx == 3
 
 
-def test_a_breakpoint_stops_one_cpu_and_not_another() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        image = assemble(CPU_1_SPINS, mode="long")
-        machine.load(image, mode="long")
-        machine.debug(at(image, "again"), cpu=1)
-        for count in range(3):
-            result = machine.run(timeout=30)
-            assert isinstance(result.stop, Breakpoint)
-            assert result.cpu == 1
-            assert result.registers.rbx & 0xFFFF_FFFF == count
-            assert result.cpus[0].stop is None
-        machine.debug(cpu=1)
-        timer = threading.Timer(0.1, machine.stop)
-        timer.start()
-        assert machine.run(timeout=30).stop == Stopped()
-        timer.join()
+def test_a_breakpoint_stops_one_cpu_and_not_another(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    image = assemble(CPU_1_SPINS, mode="long")
+    machine.load(image, mode="long")
+    machine.debug(at(image, "again"), cpu=1)
+    for count in range(3):
+        result = machine.run(timeout=30)
+        assert isinstance(result.stop, Breakpoint)
+        assert result.cpu == 1
+        assert result.registers.rbx & 0xFFFF_FFFF == count
+        assert result.cpus[0].stop is None
+    machine.debug(cpu=1)
+    timer = threading.Timer(0.1, machine.stop)
+    timer.start()
+    assert machine.run(timeout=30).stop == Stopped()
+    timer.join()
 
 
 # ---- single steps ----

@@ -18,6 +18,7 @@ from pykvm.devices import parse_keys
 from pykvm.errors import ConfigurationError, KvmError
 from pykvm.kvm import Exit, IoapicEoi, MsiRoute
 from pykvm.machine import DebugExitWritten, Halted, RunResult, Stopped
+from pykvm.testing import Guests
 
 IRQCHIPS = ("user", "kernel", "split")
 WITH_APIC = ("kernel", "split")
@@ -858,15 +859,13 @@ def test_an_arrangement_that_does_not_exist_is_refused() -> None:
 
 @pytest.mark.parametrize("irqchip", ("none", *IRQCHIPS))
 @pytest.mark.parametrize(("line", "owner"), [(4, "serial"), (8, "RTC"), (9, "ACPI")])
-def test_a_line_has_one_owner(line: int, owner: str, irqchip: str) -> None:
-    with Machine("1M", irqchip=irqchip) as machine:
-        with pytest.raises(ConfigurationError, match=f"mine: interrupt line {line} belongs to {owner} already"):
-            machine.interrupts.line(line, "mine")
-        machine.interrupts.line(5, "mine")
-        with pytest.raises(
-            ConfigurationError, match=r"yours: interrupt line 5 belongs to mine already; free are .*3, 6"
-        ):
-            machine.interrupts.line(5, "yours")
+def test_a_line_has_one_owner(guest: Guests, line: int, owner: str, irqchip: str) -> None:
+    machine = guest.machine("1M", irqchip=irqchip)
+    with pytest.raises(ConfigurationError, match=f"mine: interrupt line {line} belongs to {owner} already"):
+        machine.interrupts.line(line, "mine")
+    machine.interrupts.line(5, "mine")
+    with pytest.raises(ConfigurationError, match=r"yours: interrupt line 5 belongs to mine already; free are .*3, 6"):
+        machine.interrupts.line(5, "yours")
 
 
 @pytest.mark.parametrize(
@@ -876,44 +875,48 @@ def test_a_line_has_one_owner(line: int, owner: str, irqchip: str) -> None:
         *((irqchip, line) for irqchip in ("none", "user") for line in (16, 23)),
     ],
 )
-def test_a_line_that_does_not_exist_is_refused(irqchip: str, line: int) -> None:
-    with Machine("1M", irqchip=irqchip) as machine:
-        with pytest.raises(ConfigurationError, match=f"there is no interrupt line {line}: with irqchip {irqchip}"):
-            machine.interrupts.line(line, "mine")
-        machine.interrupts.drive(line, True)  # a wire that ends nowhere
-        assert line not in machine.interrupts.owners
+def test_a_line_that_does_not_exist_is_refused(guest: Guests, irqchip: str, line: int) -> None:
+    machine = guest.machine("1M", irqchip=irqchip)
+    with pytest.raises(ConfigurationError, match=f"there is no interrupt line {line}: with irqchip {irqchip}"):
+        machine.interrupts.line(line, "mine")
+    machine.interrupts.drive(line, True)  # a wire that ends nowhere
+    assert line not in machine.interrupts.owners
 
 
 @pytest.mark.parametrize("irqchip", ["none", "user", "split"])
-def test_an_irqfd_needs_the_kernels_controllers(irqchip: str) -> None:
-    with Machine("1M", irqchip=irqchip) as machine, pytest.raises(ConfigurationError, match="irqfd: choose irqchip"):
+def test_an_irqfd_needs_the_kernels_controllers(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("1M", irqchip=irqchip)
+    with pytest.raises(ConfigurationError, match="irqfd: choose irqchip"):
         machine.interrupts.irqfd(5, "mine")
 
 
 @pytest.mark.parametrize("irqchip", ["none", "user"])
-def test_a_message_needs_a_local_apic(irqchip: str) -> None:
-    with Machine("1M", irqchip=irqchip) as machine, pytest.raises(ConfigurationError, match="message-signalled"):
+def test_a_message_needs_a_local_apic(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("1M", irqchip=irqchip)
+    with pytest.raises(ConfigurationError, match="message-signalled"):
         machine.interrupts.signal_msi(TO_CPU_0, VECTOR)
 
 
-def test_an_irqfd_takes_a_line_that_is_free() -> None:
-    with Machine("1M", irqchip="kernel") as machine:
-        with pytest.raises(ConfigurationError, match="line 4 belongs to serial already"):
-            machine.interrupts.irqfd(4, "mine")
-        with pytest.raises(ConfigurationError, match="no interrupt line 24"):
-            machine.interrupts.irqfd(24, "mine")
-        machine.interrupts.irqfd(5, "mine")
-        with pytest.raises(ConfigurationError, match="line 5 belongs to mine already"):
-            machine.interrupts.line(5, "yours")
+def test_an_irqfd_takes_a_line_that_is_free(guest: Guests) -> None:
+    machine = guest.machine("1M", irqchip="kernel")
+    with pytest.raises(ConfigurationError, match="line 4 belongs to serial already"):
+        machine.interrupts.irqfd(4, "mine")
+    with pytest.raises(ConfigurationError, match="no interrupt line 24"):
+        machine.interrupts.irqfd(24, "mine")
+    machine.interrupts.irqfd(5, "mine")
+    with pytest.raises(ConfigurationError, match="line 5 belongs to mine already"):
+        machine.interrupts.line(5, "yours")
 
 
 @pytest.mark.parametrize("message", [(-1, VECTOR), (TO_CPU_0, 1 << 32), (1 << 64, VECTOR)])
-def test_a_message_that_fits_nowhere_is_refused(message: tuple[int, int]) -> None:
-    with Machine("1M", irqchip="kernel") as machine, pytest.raises((ConfigurationError, KvmError)):
+def test_a_message_that_fits_nowhere_is_refused(guest: Guests, message: tuple[int, int]) -> None:
+    machine = guest.machine("1M", irqchip="kernel")
+    with pytest.raises((ConfigurationError, KvmError)):
         machine.interrupts.signal_msi(*message)
 
 
 @pytest.mark.parametrize("cpu", [-1, 1, 255])
-def test_an_nmi_for_a_cpu_that_does_not_exist_is_refused(cpu: int) -> None:
-    with Machine("1M", irqchip="kernel") as machine, pytest.raises(ConfigurationError, match=f"no CPU {cpu}"):
+def test_an_nmi_for_a_cpu_that_does_not_exist_is_refused(guest: Guests, cpu: int) -> None:
+    machine = guest.machine("1M", irqchip="kernel")
+    with pytest.raises(ConfigurationError, match=f"no CPU {cpu}"):
         machine.nmi(cpu)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from pykvm import Machine, assemble
 from pykvm.errors import ConfigurationError, MsrRefusedError
 from pykvm.machine import DebugExitWritten, Halted, RunResult
+from pykvm.testing import Guests
 
 NOWHERE = 0x1234  # an MSR that neither KVM nor a processor has
 GP = 13
@@ -28,12 +28,11 @@ refused:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
+def machine(guest: Guests) -> Machine:
     ignore = Path("/sys/module/kvm/parameters/ignore_msrs")
     if ignore.exists() and ignore.read_text().strip() in "1Y":
         pytest.skip("kvm.ignore_msrs is set: KVM answers unknown MSRs itself")
-    with Machine("1M") as machine:
-        yield machine
+    return guest.machine("1M")
 
 
 def run(machine: Machine, code: str) -> RunResult:
@@ -153,7 +152,7 @@ def test_a_machine_whose_handler_raised_can_be_loaded_and_run_again(machine: Mac
     assert value_read(run(machine, rdmsr(NOWHERE))) == 6
 
 
-def test_a_handler_on_another_cpu_ends_the_run_too() -> None:
+def test_a_handler_on_another_cpu_ends_the_run_too(guest: Guests) -> None:
     start_cpu_1 = """
         .include "layout.inc"
         .include "apic.inc"
@@ -168,11 +167,11 @@ other:  mov     $0x1234, %ecx
         hlt
         define_trampoline trampoline, other
     """
-    with Machine(irqchip="kernel", cpus=2) as machine:
-        machine.msr.on_read(NOWHERE, lambda: 1 // 0)
-        machine.load(assemble(start_cpu_1, mode="long"), mode="long")
-        with pytest.raises(ZeroDivisionError) as raised:
-            machine.run(timeout=30)
+    machine = guest.machine(irqchip="kernel", cpus=2)
+    machine.msr.on_read(NOWHERE, lambda: 1 // 0)
+    machine.load(assemble(start_cpu_1, mode="long"), mode="long")
+    with pytest.raises(ZeroDivisionError) as raised:
+        machine.run(timeout=30)
     assert "the guest, on CPU 1" in raised.value.__notes__[0]
 
 

@@ -19,6 +19,7 @@ from pykvm import Machine, assemble
 from pykvm.boot import Image
 from pykvm.errors import InUseError
 from pykvm.machine import DebugExitWritten, Halted, RunResult, Stop, Stopped, TimedOut, control, runloop
+from pykvm.testing import Guests
 from pykvm.units import Gpa
 
 IRQCHIPS = ["none", "user", "kernel", "split"]
@@ -180,193 +181,195 @@ def finish(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_a_thousand_pauses_of_two_cpus_lose_nothing(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip, cpus=2) as machine:
-        steps, counters = counting(machine)
-        with running(machine) as run:
-            wait_until(lambda: all(counters()))
-            for _ in range(1000):
-                machine.pause()
-                for vcpu in machine.vcpus:
-                    vcpu.check_idle()
-                before, now, at = counters(), machine.events.now(), list(steps.next)
-                time.sleep(0)
-                assert (counters(), machine.events.now(), steps.next) == (before, now, at)
-                machine.resume()
-                wait_until_above(before, counters)
-            finish(machine)
-            assert run.join() == Halted()
-        assert len(run.results) == 1
-        total, *each = counters()
-        assert total == sum(each)
-        assert steps.next[:2] == each
-        assert steps.broken == []
-
-
-def test_pauses_without_a_breath_in_between_lose_nothing() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        steps, counters = counting(machine)
-        with running(machine) as run:
-            wait_until(lambda: all(counters()))
-            for _ in range(1000):
-                machine.pause()
-                machine.resume()
-            before = counters()
+def test_a_thousand_pauses_of_two_cpus_lose_nothing(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip, cpus=2)
+    steps, counters = counting(machine)
+    with running(machine) as run:
+        wait_until(lambda: all(counters()))
+        for _ in range(1000):
+            machine.pause()
+            for vcpu in machine.vcpus:
+                vcpu.check_idle()
+            before, now, at = counters(), machine.events.now(), list(steps.next)
+            time.sleep(0)
+            assert (counters(), machine.events.now(), steps.next) == (before, now, at)
+            machine.resume()
             wait_until_above(before, counters)
-            finish(machine)
-            assert run.join() == Halted()
-        assert steps.broken == []
-        assert steps.next[:2] == counters()[1:]
+        finish(machine)
+        assert run.join() == Halted()
+    assert len(run.results) == 1
+    total, *each = counters()
+    assert total == sum(each)
+    assert steps.next[:2] == each
+    assert steps.broken == []
+
+
+def test_pauses_without_a_breath_in_between_lose_nothing(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    steps, counters = counting(machine)
+    with running(machine) as run:
+        wait_until(lambda: all(counters()))
+        for _ in range(1000):
+            machine.pause()
+            machine.resume()
+        before = counters()
+        wait_until_above(before, counters)
+        finish(machine)
+        assert run.join() == Halted()
+    assert steps.broken == []
+    assert steps.next[:2] == counters()[1:]
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4])
-def test_a_paused_machine_costs_no_host_cpu(cpus: int) -> None:
-    with Machine("2M", irqchip="kernel", cpus=cpus) as machine:
-        _, counters = counting(machine)
-        with running(machine):
-            wait_until(lambda: all(counters()))
-            machine.pause()
-            cpu_time, start = time.process_time(), time.monotonic()
-            time.sleep(0.3)
-            assert time.process_time() - cpu_time < (time.monotonic() - start) / 5
+def test_a_paused_machine_costs_no_host_cpu(guest: Guests, cpus: int) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=cpus)
+    _, counters = counting(machine)
+    with running(machine):
+        wait_until(lambda: all(counters()))
+        machine.pause()
+        cpu_time, start = time.process_time(), time.monotonic()
+        time.sleep(0.3)
+        assert time.process_time() - cpu_time < (time.monotonic() - start) / 5
 
 
 @pytest.mark.parametrize("cpus", [1, 4])
-def test_a_sleeping_machine_costs_no_host_cpu(cpus: int) -> None:
-    with Machine("2M", irqchip="kernel", cpus=cpus) as machine:
-        machine.load(assemble(SLEEP, mode="long"))
-        with running(machine):
-            time.sleep(0.2)
-            cpu_time, start = time.process_time(), time.monotonic()
-            time.sleep(0.3)
-            assert time.process_time() - cpu_time < (time.monotonic() - start) / 5
+def test_a_sleeping_machine_costs_no_host_cpu(guest: Guests, cpus: int) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=cpus)
+    machine.load(assemble(SLEEP, mode="long"))
+    with running(machine):
+        time.sleep(0.2)
+        cpu_time, start = time.process_time(), time.monotonic()
+        time.sleep(0.3)
+        assert time.process_time() - cpu_time < (time.monotonic() - start) / 5
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_a_pause_does_not_count_against_the_time_limit(irqchip: str) -> None:
-    with Machine("1M", irqchip=irqchip) as machine:
-        machine.load(SPIN)
-        with running(machine, 0.2) as run:
-            machine.pause()
-            now = machine.events.now()
-            time.sleep(0.4)
-            assert machine.is_running
-            assert machine.events.now() == now
-            machine.resume()
-            assert run.join() == TimedOut(0.2)
-
-
-def test_a_run_that_begins_paused_waits_for_resume() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        steps, counters = counting(machine)
+def test_a_pause_does_not_count_against_the_time_limit(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("1M", irqchip=irqchip)
+    machine.load(SPIN)
+    with running(machine, 0.2) as run:
         machine.pause()
-        with running(machine) as run:
-            time.sleep(0.15)
-            assert counters() == [0, 0, 0]
-            machine.resume()
-            wait_until(lambda: all(counters()))
-            finish(machine)
-            assert run.join() == Halted()
-        assert steps.broken == []
+        now = machine.events.now()
+        time.sleep(0.4)
+        assert machine.is_running
+        assert machine.events.now() == now
+        machine.resume()
+        assert run.join() == TimedOut(0.2)
 
 
-def test_pause_may_be_asked_for_twice_and_resume_ends_both() -> None:
-    with Machine("1M") as machine:
-        machine.load(SPIN)
-        with running(machine, 0.1) as run:
-            machine.pause()
-            machine.pause()
-            machine.resume()
-            machine.resume()
-            assert run.join() == TimedOut(0.1)
+def test_a_run_that_begins_paused_waits_for_resume(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    steps, counters = counting(machine)
+    machine.pause()
+    with running(machine) as run:
+        time.sleep(0.15)
+        assert counters() == [0, 0, 0]
+        machine.resume()
+        wait_until(lambda: all(counters()))
+        finish(machine)
+        assert run.join() == Halted()
+    assert steps.broken == []
 
 
-def test_pause_and_resume_on_many_threads_leave_the_clock_going() -> None:
+def test_pause_may_be_asked_for_twice_and_resume_ends_both(guest: Guests) -> None:
+    machine = guest.machine("1M")
+    machine.load(SPIN)
+    with running(machine, 0.1) as run:
+        machine.pause()
+        machine.pause()
+        machine.resume()
+        machine.resume()
+        assert run.join() == TimedOut(0.1)
+
+
+def test_pause_and_resume_on_many_threads_leave_the_clock_going(guest: Guests) -> None:
     """Whoever pauses stops the clock when all vCPUs are out; by then somebody may have let them in again."""
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        _, counters = counting(machine)
-        over = threading.Event()
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    _, counters = counting(machine)
+    over = threading.Event()
 
-        def call_for_ever(call: Callable[[], None]) -> None:
-            while not over.is_set():
-                call()
+    def call_for_ever(call: Callable[[], None]) -> None:
+        while not over.is_set():
+            call()
 
-        with running(machine):
-            wait_until(lambda: all(counters()))
-            threads = [
-                threading.Thread(target=call_for_ever, args=(call,))
-                for call in (machine.pause, machine.resume, machine.pause, machine.resume)
-            ]
-            for thread in threads:
-                thread.start()
-            for _ in range(20):
-                time.sleep(0.01)
-            over.set()
-            while any(thread.is_alive() for thread in threads):
-                machine.resume()
-            machine.pause()
+    with running(machine):
+        wait_until(lambda: all(counters()))
+        threads = [
+            threading.Thread(target=call_for_ever, args=(call,))
+            for call in (machine.pause, machine.resume, machine.pause, machine.resume)
+        ]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            time.sleep(0.01)
+        over.set()
+        while any(thread.is_alive() for thread in threads):
             machine.resume()
-            now = machine.events.now()
-            wait_until(lambda: machine.events.now() > now)
+        machine.pause()
+        machine.resume()
+        now = machine.events.now()
+        wait_until(lambda: machine.events.now() > now)
 
 
-def test_a_pause_that_is_overtaken_by_a_resume_does_not_stop_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Machine("1M") as machine:
-        machine.load(SPIN)
-        pause = machine._control.pause
+def test_a_pause_that_is_overtaken_by_a_resume_does_not_stop_the_clock(
+    guest: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = guest.machine("1M")
+    machine.load(SPIN)
+    pause = machine._control.pause
 
-        def pause_and_be_resumed() -> None:
-            pause()
-            resumer = threading.Thread(target=machine.resume)
-            resumer.start()
-            resumer.join(0.05)  # with the lock held all the while it waits for its turn, which is all right too
+    def pause_and_be_resumed() -> None:
+        pause()
+        resumer = threading.Thread(target=machine.resume)
+        resumer.start()
+        resumer.join(0.05)  # with the lock held all the while it waits for its turn, which is all right too
 
-        monkeypatch.setattr(machine._control, "pause", pause_and_be_resumed)
-        with running(machine, 0.2) as run:
-            machine.pause()
-            assert run.join() == TimedOut(0.2)
+    monkeypatch.setattr(machine._control, "pause", pause_and_be_resumed)
+    with running(machine, 0.2) as run:
+        machine.pause()
+        assert run.join() == TimedOut(0.2)
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_a_device_cannot_pause_the_machine_it_runs_in(irqchip: str) -> None:
-    with Machine("1M", irqchip=irqchip) as machine:
-        machine.pio.register(Caller(machine.pause), 0x66, 1)
-        machine.load(b"\xe6\x66\xf4")
-        with pytest.raises(InUseError, match="another thread"):
-            machine.run(LONG)
+def test_a_device_cannot_pause_the_machine_it_runs_in(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("1M", irqchip=irqchip)
+    machine.pio.register(Caller(machine.pause), 0x66, 1)
+    machine.load(b"\xe6\x66\xf4")
+    with pytest.raises(InUseError, match="another thread"):
+        machine.run(LONG)
 
 
 @pytest.mark.parametrize("what", ["run", "load", "close"])
-def test_a_device_cannot_run_load_or_close_the_machine_it_runs_in(what: str) -> None:
-    with Machine("1M") as machine:
-        calls: dict[str, Callable[[], object]] = {
-            "run": machine.run,
-            "load": lambda: machine.load(SPIN),
-            "close": machine.close,
-        }
-        machine.pio.register(Caller(calls[what]), 0x66, 1)
-        machine.load(b"\xe6\x66\xf4")
-        with pytest.raises(InUseError, match="running"):
-            machine.run(LONG)
+def test_a_device_cannot_run_load_or_close_the_machine_it_runs_in(guest: Guests, what: str) -> None:
+    machine = guest.machine("1M")
+    calls: dict[str, Callable[[], object]] = {
+        "run": machine.run,
+        "load": lambda: machine.load(SPIN),
+        "close": machine.close,
+    }
+    machine.pio.register(Caller(calls[what]), 0x66, 1)
+    machine.load(b"\xe6\x66\xf4")
+    with pytest.raises(InUseError, match="running"):
+        machine.run(LONG)
 
 
-def test_a_machine_that_runs_cannot_be_loaded() -> None:
-    with Machine("1M") as machine:
-        machine.load(SPIN)
-        with running(machine), pytest.raises(InUseError, match="stop"):
-            machine.load(b"\xf4")
-        assert machine.memory.read(0x8000, 2) == SPIN
+def test_a_machine_that_runs_cannot_be_loaded(guest: Guests) -> None:
+    machine = guest.machine("1M")
+    machine.load(SPIN)
+    with running(machine), pytest.raises(InUseError, match="stop"):
+        machine.load(b"\xf4")
+    assert machine.memory.read(0x8000, 2) == SPIN
 
 
-def test_a_paused_machine_may_be_looked_at() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        _, counters = counting(machine)
-        with running(machine):
-            wait_until(lambda: all(counters()))
-            machine.pause()
-            result = machine.result(Stopped())
-            assert [cpu.activity for cpu in result.cpus] == ["running", "running"]
-            assert {cpu.registers.rdi for cpu in result.cpus} == {0, 1}
+def test_a_paused_machine_may_be_looked_at(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    _, counters = counting(machine)
+    with running(machine):
+        wait_until(lambda: all(counters()))
+        machine.pause()
+        result = machine.result(Stopped())
+        assert [cpu.activity for cpu in result.cpus] == ["running", "running"]
+        assert {cpu.registers.rdi for cpu in result.cpus} == {0, 1}
 
 
 # ---- stop ----
@@ -374,98 +377,98 @@ def test_a_paused_machine_may_be_looked_at() -> None:
 
 @pytest.mark.parametrize("cpus", [1, 2, 4])
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_stop_ends_a_run_of_any_number_of_cpus(irqchip: str, cpus: int) -> None:
-    with Machine("2M", irqchip=irqchip, cpus=cpus) as machine:
-        _, counters = counting(machine)
-        with running(machine) as run:
-            wait_until(lambda: all(counters()))
-            machine.stop()
-            assert run.join() == Stopped()
-        with running(machine, 0.1) as run:
-            assert run.join() == TimedOut(0.1), "and not the next one too"
+def test_stop_ends_a_run_of_any_number_of_cpus(guest: Guests, irqchip: str, cpus: int) -> None:
+    machine = guest.machine("2M", irqchip=irqchip, cpus=cpus)
+    _, counters = counting(machine)
+    with running(machine) as run:
+        wait_until(lambda: all(counters()))
+        machine.stop()
+        assert run.join() == Stopped()
+    with running(machine, 0.1) as run:
+        assert run.join() == TimedOut(0.1), "and not the next one too"
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
 @pytest.mark.parametrize("source", [HALT_AWAKE, SLEEP, "jmp ."], ids=["halted", "S3", "spinning"])
 @pytest.mark.parametrize("paused", [False, True], ids=["going", "paused"])
-def test_stop_ends_a_run_whatever_the_guest_is_at(irqchip: str, source: str, paused: bool) -> None:
+def test_stop_ends_a_run_whatever_the_guest_is_at(guest: Guests, irqchip: str, source: str, paused: bool) -> None:
     if irqchip == "none" and source == HALT_AWAKE:
         source = "jmp ."
-    with Machine("2M", irqchip=irqchip) as machine:
-        machine.load(assemble(HALTED_WITH_INTERRUPTS if source == HALT_AWAKE else source, mode="long"))
-        with running(machine) as run:
-            time.sleep(0.02)
-            if paused:
-                machine.pause()
-            machine.stop()
-            assert run.join() == Stopped()
+    machine = guest.machine("2M", irqchip=irqchip)
+    machine.load(assemble(HALTED_WITH_INTERRUPTS if source == HALT_AWAKE else source, mode="long"))
+    with running(machine) as run:
+        time.sleep(0.02)
+        if paused:
+            machine.pause()
+        machine.stop()
+        assert run.join() == Stopped()
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_a_stop_before_the_run_ends_it_and_no_other(cpus: int) -> None:
-    with Machine("2M", irqchip="kernel", cpus=cpus) as machine:
-        machine.load(assemble("jmp .", mode="long"))
-        machine.stop()
-        machine.stop()
+def test_a_stop_before_the_run_ends_it_and_no_other(guest: Guests, cpus: int) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=cpus)
+    machine.load(assemble("jmp .", mode="long"))
+    machine.stop()
+    machine.stop()
+    assert machine.run(LONG).stop == Stopped()
+    assert machine.run(0.05).stop == TimedOut(0.05)
+
+
+def test_stops_at_any_moment_each_end_one_run(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.load(assemble("jmp .", mode="long"))
+    for number in range(200):
+        stopper = threading.Timer(0.0002 * (number % 8), machine.stop)
+        stopper.start()
         assert machine.run(LONG).stop == Stopped()
-        assert machine.run(0.05).stop == TimedOut(0.05)
-
-
-def test_stops_at_any_moment_each_end_one_run() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.load(assemble("jmp .", mode="long"))
-        for number in range(200):
-            stopper = threading.Timer(0.0002 * (number % 8), machine.stop)
-            stopper.start()
-            assert machine.run(LONG).stop == Stopped()
-            stopper.join()
-        assert machine.run(0.05).stop == TimedOut(0.05)
+        stopper.join()
+    assert machine.run(0.05).stop == TimedOut(0.05)
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_sleeping_without_a_wake_event_ends_at_the_time_limit(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        machine.load(assemble(SLEEP, mode="long"))
-        assert machine.run(0.2).stop == TimedOut(0.2)
-        assert machine.run(0.1).stop == TimedOut(0.1), "it still sleeps"
-        machine.load(assemble("mov $3, %al; out %al, $0xf4", mode="long"))
-        assert machine.run(LONG).stop == DebugExitWritten(3), "what is loaded starts awake"
+def test_sleeping_without_a_wake_event_ends_at_the_time_limit(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    machine.load(assemble(SLEEP, mode="long"))
+    assert machine.run(0.2).stop == TimedOut(0.2)
+    assert machine.run(0.1).stop == TimedOut(0.1), "it still sleeps"
+    machine.load(assemble("mov $3, %al; out %al, $0xf4", mode="long"))
+    assert machine.run(LONG).stop == DebugExitWritten(3), "what is loaded starts awake"
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4])
-def test_a_time_limit_ends_a_run_once(cpus: int) -> None:
-    with Machine("2M", irqchip="kernel", cpus=cpus) as machine:
-        _, counters = counting(machine)
-        for _ in range(5):
-            result = machine.run(0.1)
-            assert result.stop == TimedOut(0.1)
-            assert [cpu.stop for cpu in result.cpus] == [TimedOut(0.1)] + [None] * (cpus - 1)
-        assert all(counters())
+def test_a_time_limit_ends_a_run_once(guest: Guests, cpus: int) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=cpus)
+    _, counters = counting(machine)
+    for _ in range(5):
+        result = machine.run(0.1)
+        assert result.stop == TimedOut(0.1)
+        assert [cpu.stop for cpu in result.cpus] == [TimedOut(0.1)] + [None] * (cpus - 1)
+    assert all(counters())
 
 
-def test_a_halted_user_irqchip_guest_is_said_to_be_halted() -> None:
-    with Machine("2M", irqchip="user") as machine:
-        machine.load(assemble(HALTED_WITH_INTERRUPTS, mode="long"))
-        assert machine.run(0.1).cpus[0].activity == "halted"
+def test_a_halted_user_irqchip_guest_is_said_to_be_halted(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="user")
+    machine.load(assemble(HALTED_WITH_INTERRUPTS, mode="long"))
+    assert machine.run(0.1).cpus[0].activity == "halted"
 
 
 # ---- what is wrong stays with its run ----
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_a_machine_whose_device_failed_to_answer_can_be_loaded_again(irqchip: str) -> None:
+def test_a_machine_whose_device_failed_to_answer_can_be_loaded_again(guest: Guests, irqchip: str) -> None:
     class Broken(Steps):
         def read(self, offset: int, size: int) -> bytes:
             raise ZeroDivisionError
 
-    with Machine("2M", irqchip=irqchip) as machine:
-        machine.pio.register(Broken(), STEPS, 4)
-        for _ in range(2):
-            machine.load(assemble("mov $0x300, %dx; in (%dx), %al; hlt", mode="long"))
-            with pytest.raises(ZeroDivisionError):
-                machine.run(LONG)
-        machine.load(assemble("mov $3, %al; out %al, $0xf4", mode="long"))
-        assert machine.run(LONG).stop == DebugExitWritten(3)
+    machine = guest.machine("2M", irqchip=irqchip)
+    machine.pio.register(Broken(), STEPS, 4)
+    for _ in range(2):
+        machine.load(assemble("mov $0x300, %dx; in (%dx), %al; hlt", mode="long"))
+        with pytest.raises(ZeroDivisionError):
+            machine.run(LONG)
+    machine.load(assemble("mov $3, %al; out %al, $0xf4", mode="long"))
+    assert machine.run(LONG).stop == DebugExitWritten(3)
 
 
 @pytest.mark.parametrize("irqchip", ["none", "kernel"])
@@ -478,32 +481,34 @@ def test_a_machine_whose_device_failed_to_answer_can_be_loaded_again(irqchip: st
     ],
     ids=["rep insb", "rep outsb", "rep movsb"],
 )
-def test_what_is_loaded_over_an_instruction_without_end_starts_at_its_entry(irqchip: str, source: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        machine.load(assemble(source, mode="long"))
-        machine.run(0.05)
-        machine.load(assemble(".rept 64; nop; .endr; mov $3, %al; out %al, $0xf4", mode="long"))
-        assert machine.registers.rip == 0x100000
-        assert machine.run(LONG).stop == DebugExitWritten(3)
+def test_what_is_loaded_over_an_instruction_without_end_starts_at_its_entry(
+    guest: Guests, irqchip: str, source: str
+) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    machine.load(assemble(source, mode="long"))
+    machine.run(0.05)
+    machine.load(assemble(".rept 64; nop; .endr; mov $3, %al; out %al, $0xf4", mode="long"))
+    assert machine.registers.rip == 0x100000
+    assert machine.run(LONG).stop == DebugExitWritten(3)
 
 
-def test_an_error_in_an_event_comes_out_of_run_once() -> None:
+def test_an_error_in_an_event_comes_out_of_run_once(guest: Guests) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.load(assemble("jmp .", mode="long"))
-        machine.events.call_at(machine.events.now(), fail)
-        with pytest.raises(ZeroDivisionError):
-            machine.run(LONG)
-        assert machine.run(0.05).stop == TimedOut(0.05)
-        alarms: list[int] = []
-        machine.events.call_at(machine.events.now(), lambda: alarms.append(1))
-        assert machine.run(0.05).stop == TimedOut(0.05)
-        assert alarms == [1], "and the events go on"
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.load(assemble("jmp .", mode="long"))
+    machine.events.call_at(machine.events.now(), fail)
+    with pytest.raises(ZeroDivisionError):
+        machine.run(LONG)
+    assert machine.run(0.05).stop == TimedOut(0.05)
+    alarms: list[int] = []
+    machine.events.call_at(machine.events.now(), lambda: alarms.append(1))
+    assert machine.run(0.05).stop == TimedOut(0.05)
+    assert alarms == [1], "and the events go on"
 
 
-def test_no_thread_to_be_had_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_to_be_had_ends_the_run(guest: Guests, monkeypatch: pytest.MonkeyPatch) -> None:
     start, started = threading.Thread.start, list[threading.Thread]()
 
     def start_one(thread: threading.Thread) -> None:
@@ -513,14 +518,14 @@ def test_no_thread_to_be_had_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
             started.append(thread)
         start(thread)
 
-    with Machine("2M", irqchip="kernel", cpus=3) as machine:
-        machine.load(assemble("jmp .", mode="long"))
-        monkeypatch.setattr(threading.Thread, "start", start_one)
-        with pytest.raises(RuntimeError, match="can't start"):
-            machine.run(LONG)
-        assert not started[0].is_alive()
-        monkeypatch.undo()
-        assert machine.run(0.05).stop == TimedOut(0.05)
+    machine = guest.machine("2M", irqchip="kernel", cpus=3)
+    machine.load(assemble("jmp .", mode="long"))
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(RuntimeError, match="can't start"):
+        machine.run(LONG)
+    assert not started[0].is_alive()
+    monkeypatch.undo()
+    assert machine.run(0.05).stop == TimedOut(0.05)
 
 
 EXIT = "mov $3, %al; out %al, $0xf4"
@@ -547,55 +552,57 @@ idt:    .skip   16 * 3
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
 @pytest.mark.parametrize("before", [HALT, HALTED_WITH_INTERRUPTS, "ud2"], ids=["halted", "waiting", "crashed"])
-def test_what_is_loaded_runs_whatever_the_guest_before_came_to(irqchip: str, before: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        machine.load(assemble(before, mode="long"))
-        machine.run(0.1)
-        machine.load(assemble(EXIT, mode="long"))
-        assert machine.run(LONG).stop == DebugExitWritten(3)
+def test_what_is_loaded_runs_whatever_the_guest_before_came_to(guest: Guests, irqchip: str, before: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    machine.load(assemble(before, mode="long"))
+    machine.run(0.1)
+    machine.load(assemble(EXIT, mode="long"))
+    assert machine.run(LONG).stop == DebugExitWritten(3)
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_what_is_loaded_is_not_inside_the_nmi_of_the_guest_before(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        for _ in range(3):
-            machine.load(assemble(IN_AN_NMI, mode="long"))
-            machine.run(0.02)  # the NMI is for a guest that has its IDT
-            machine.nmi()
-            assert machine.run(LONG).stop == DebugExitWritten(3)
+def test_what_is_loaded_is_not_inside_the_nmi_of_the_guest_before(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    for _ in range(3):
+        machine.load(assemble(IN_AN_NMI, mode="long"))
+        machine.run(0.02)  # the NMI is for a guest that has its IDT
+        machine.nmi()
+        assert machine.run(LONG).stop == DebugExitWritten(3)
 
 
 # ---- events ----
 
 
-def test_an_event_may_stop_the_machine() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.load(assemble("jmp .", mode="long"))
-        machine.events.call_at(machine.events.now(), machine.stop)
-        assert machine.run(LONG).stop == Stopped()
+def test_an_event_may_stop_the_machine(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.load(assemble("jmp .", mode="long"))
+    machine.events.call_at(machine.events.now(), machine.stop)
+    assert machine.run(LONG).stop == Stopped()
 
 
-def test_an_event_may_pause_the_machine() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.load(assemble("jmp .", mode="long"))
-        paused = threading.Event()
+def test_an_event_may_pause_the_machine(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.load(assemble("jmp .", mode="long"))
+    paused = threading.Event()
 
-        def pause() -> None:
-            machine.pause()
-            paused.set()
+    def pause() -> None:
+        machine.pause()
+        paused.set()
 
-        machine.events.call_at(machine.events.now(), pause)
-        with running(machine, 0.2) as run:
-            assert paused.wait(LONG)
-            for vcpu in machine.vcpus:
-                vcpu.check_idle()
-            machine.resume()
-            assert run.join() == TimedOut(0.2)
+    machine.events.call_at(machine.events.now(), pause)
+    with running(machine, 0.2) as run:
+        assert paused.wait(LONG)
+        for vcpu in machine.vcpus:
+            vcpu.check_idle()
+        machine.resume()
+        assert run.join() == TimedOut(0.2)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "file"])
 @pytest.mark.parametrize("broken", [0, 1])
-def test_an_error_over_one_descriptor_does_not_lose_another(kind: str, broken: int, tmp_path: Path) -> None:
+def test_an_error_over_one_descriptor_does_not_lose_another(
+    guest: Guests, kind: str, broken: int, tmp_path: Path
+) -> None:
     heard: list[int] = []
 
     def hear(number: int) -> None:
@@ -603,7 +610,8 @@ def test_an_error_over_one_descriptor_does_not_lose_another(kind: str, broken: i
             raise ZeroDivisionError
         heard.append(number)
 
-    with Machine("1M") as machine, contextlib.ExitStack() as descriptors:
+    machine = guest.machine("1M")
+    with contextlib.ExitStack() as descriptors:
         machine.load(SPIN)
         for number in range(2):
             if kind == "pipe":
@@ -709,35 +717,35 @@ ONE_SPINS = "cmp $1, %edi; je 1f; 2: cli; hlt; jmp 2b; 1: incl 0x180080; jmp 1b"
 
 @pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_pauses_while_the_others_are_parked_for_a_look_hold_all(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip, cpus=3) as machine:
-        machine.load(several(ONE_SPINS))
+def test_pauses_while_the_others_are_parked_for_a_look_hold_all(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip, cpus=3)
+    machine.load(several(ONE_SPINS))
 
-        def count() -> int:
-            return machine.memory.read_u32(COUNTS)
+    def count() -> int:
+        return machine.memory.read_u32(COUNTS)
 
-        with running(machine):
-            wait_until(lambda: count() > 0)
-            for _ in range(300):
-                machine.pause()
-                for vcpu in machine.vcpus:
-                    vcpu.check_idle()
-                before = count()
-                time.sleep(0)
-                assert count() == before
-                machine.resume()
-                wait_until(lambda before=before: count() != before)  # type: ignore[misc]
+    with running(machine):
+        wait_until(lambda: count() > 0)
+        for _ in range(300):
+            machine.pause()
+            for vcpu in machine.vcpus:
+                vcpu.check_idle()
+            before = count()
+            time.sleep(0)
+            assert count() == before
+            machine.resume()
+            wait_until(lambda before=before: count() != before)  # type: ignore[misc]
 
 
 @pytest.mark.usefixtures("restless")
-def test_stops_while_the_others_are_parked_for_a_look_end_the_run() -> None:
-    with Machine("2M", irqchip="kernel", cpus=3) as machine:
-        machine.load(several(ONE_SPINS))
-        for number in range(100):
-            stopper = threading.Timer(0.0003 * (number % 20), machine.stop)
-            stopper.start()
-            assert machine.run(LONG).stop == Stopped()
-            stopper.join()
+def test_stops_while_the_others_are_parked_for_a_look_end_the_run(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=3)
+    machine.load(several(ONE_SPINS))
+    for number in range(100):
+        stopper = threading.Timer(0.0003 * (number % 20), machine.stop)
+        stopper.start()
+        assert machine.run(LONG).stop == Stopped()
+        stopper.join()
 
 
 WAKING_VECTOR = Gpa(0xE0040 + 12)  # in the FACS
@@ -747,28 +755,28 @@ AWAKE_CODE = bytes.fromhex("2e 66 ff 06 00 01 ba 04 06 b8 00 24 ef eb fe")
 
 
 @pytest.mark.parametrize("cpus", [1, 4])
-def test_a_guest_sleeps_and_wakes_a_hundred_times_through_pauses(cpus: int) -> None:
-    with Machine("2M", irqchip="kernel", cpus=cpus) as machine:
-        work = "cmp $0, %edi; jne 1f; 2: cmpl $CPUS, arrived; jne 2b; " + SLEEP + "; 1: out %al, $0x80; jmp 1b"
-        machine.load(several(work.replace("CPUS", str(cpus))) if cpus > 1 else assemble(SLEEP, mode="long"))
-        machine.memory.write(AWAKE, AWAKE_CODE)
-        machine.memory.write(WAKING_VECTOR, AWAKE.to_bytes(4, "little"))
+def test_a_guest_sleeps_and_wakes_a_hundred_times_through_pauses(guest: Guests, cpus: int) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=cpus)
+    work = "cmp $0, %edi; jne 1f; 2: cmpl $CPUS, arrived; jne 2b; " + SLEEP + "; 1: out %al, $0x80; jmp 1b"
+    machine.load(several(work.replace("CPUS", str(cpus))) if cpus > 1 else assemble(SLEEP, mode="long"))
+    machine.memory.write(AWAKE, AWAKE_CODE)
+    machine.memory.write(WAKING_VECTOR, AWAKE.to_bytes(4, "little"))
 
-        def wake_up() -> None:
-            with machine.lock:
-                machine.board.press_power_button()
+    def wake_up() -> None:
+        with machine.lock:
+            machine.board.press_power_button()
 
-        def woken() -> int:
-            return machine.memory.read_u32(Gpa(AWAKE + 0x100))
+    def woken() -> int:
+        return machine.memory.read_u32(Gpa(AWAKE + 0x100))
 
-        with running(machine) as run:
-            for number in range(100):
-                wait_until(lambda: machine._control._asleep)
-                if number % 3 == 0:
-                    machine.pause()
-                wake_up()
-                machine.resume()
-                wait_until(lambda number=number: woken() == number + 1)  # type: ignore[misc]
+    with running(machine) as run:
+        for number in range(100):
             wait_until(lambda: machine._control._asleep)
-            machine.stop()
-            assert run.join() == Stopped()
+            if number % 3 == 0:
+                machine.pause()
+            wake_up()
+            machine.resume()
+            wait_until(lambda number=number: woken() == number + 1)  # type: ignore[misc]
+        wait_until(lambda: machine._control._asleep)
+        machine.stop()
+        assert run.join() == Stopped()

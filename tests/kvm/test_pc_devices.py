@@ -13,6 +13,7 @@ from pykvm.devices.scancodes import keys_for_text, parse_keys
 from pykvm.errors import BusError, ConfigurationError
 from pykvm.kvm import Cap, Exit, IoOut, MmioWrite
 from pykvm.machine import Halted, RunResult, TimedOut
+from pykvm.testing import Guests
 from pykvm.units import Gpa, MiB
 
 ENOUGH = 30.0  # seconds
@@ -121,13 +122,13 @@ def test_a_script_of_keys_is_read_in_set_1_by_polling(irqchip: str) -> None:
     assert receive("ready \n receive 6", "a shift-b", irqchip) == bytes.fromhex("1e 9e 2a 30 b0 aa")
 
 
-def test_text_is_typed_key_by_key() -> None:
+def test_text_is_typed_key_by_key(guest: Guests) -> None:
     text = "Hello, World!"
-    with Machine("1M") as machine:
-        with machine.lock:
-            assert machine.board.keyboard.type(text)
-        events = len(keys_for_text(text))
-        data = run(machine, KEYBOARD + f"receive {events}").debugcon.data
+    machine = guest.machine("1M")
+    with machine.lock:
+        assert machine.board.keyboard.type(text)
+    events = len(keys_for_text(text))
+    data = run(machine, KEYBOARD + f"receive {events}").debugcon.data
     assert data[:6] == bytes.fromhex("2a 23 a3 aa 12 92")
 
 
@@ -152,11 +153,11 @@ def test_the_keyboard_itself_can_be_set_to_set_1() -> None:
     assert data == bytes.fromhex("fa fa fa fa 01 1e 9e")
 
 
-def test_the_lights_are_what_the_guest_sets() -> None:
-    with Machine("1M") as machine:
-        data = run(machine, KEYBOARD + "send 0xed \n receive 1 \n send 0x05 \n receive 1").debugcon.data
-        assert data == b"\xfa\xfa"
-        assert machine.board.keyboard.leds == Led.SCROLL | Led.CAPS
+def test_the_lights_are_what_the_guest_sets(guest: Guests) -> None:
+    machine = guest.machine("1M")
+    data = run(machine, KEYBOARD + "send 0xed \n receive 1 \n send 0x05 \n receive 1").debugcon.data
+    assert data == b"\xfa\xfa"
+    assert machine.board.keyboard.leds == Led.SCROLL | Led.CAPS
 
 
 @pytest.mark.parametrize(
@@ -224,17 +225,17 @@ main:
     [(0, b"QEMU"), (3, (2 * MiB).to_bytes(8, "little")), (5, b"\x03\0"), (15, b"\x03\0"), (25, bytes(4))],
     ids=["signature", "RAM", "CPUs", "most CPUs", "files"],
 )
-def test_an_item_of_fw_cfg_is_read_by_its_ports(key: int, value: bytes) -> None:
-    with Machine("2M", irqchip="kernel", cpus=3) as machine:
-        result = run(machine, FW_CFG + f"mov ${key}, %ax \n mov ${len(value)}, %cx \n call item")
+def test_an_item_of_fw_cfg_is_read_by_its_ports(guest: Guests, key: int, value: bytes) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=3)
+    result = run(machine, FW_CFG + f"mov ${key}, %ax \n mov ${len(value)}, %cx \n call item")
     assert result.debugcon.data == value
 
 
-def test_fw_cfg_is_read_by_a_string_instruction() -> None:
+def test_fw_cfg_is_read_by_a_string_instruction(guest: Guests) -> None:
     code = "mov $0x510, %dx \n xor %ax, %ax \n out %ax, (%dx) \n inc %dx \n mov $0x7000, %di \n mov $6, %cx \n rep insb"
-    with Machine("1M") as machine:
-        run(machine, ".code16\n" + code)
-        assert machine.memory.read(0x7000, 6) == b"QEMU\0\0"
+    machine = guest.machine("1M")
+    run(machine, ".code16\n" + code)
+    assert machine.memory.read(0x7000, 6) == b"QEMU\0\0"
 
 
 DMA = """
@@ -256,20 +257,20 @@ descriptor:
 """
 
 
-def test_fw_cfg_writes_an_item_into_memory() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        registers = run(machine, DMA.format(key=5, size=2, address=0x180000), "long").registers
-        assert registers.rax & 0xFFFF_FFFF == 0
-        assert machine.memory.read_u16(0x180000) == 2
+def test_fw_cfg_writes_an_item_into_memory(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    registers = run(machine, DMA.format(key=5, size=2, address=0x180000), "long").registers
+    assert registers.rax & 0xFFFF_FFFF == 0
+    assert machine.memory.read_u16(0x180000) == 2
 
 
-def test_fw_cfg_says_that_memory_is_not_there() -> None:
-    with Machine("2M") as machine:
-        registers = run(machine, DMA.format(key=0, size=4, address=0x2000_0000), "long").registers
-        assert registers.rax & 0xFFFF_FFFF == 1
+def test_fw_cfg_says_that_memory_is_not_there(guest: Guests) -> None:
+    machine = guest.machine("2M")
+    registers = run(machine, DMA.format(key=0, size=4, address=0x2000_0000), "long").registers
+    assert registers.rax & 0xFFFF_FFFF == 1
 
 
-def test_fw_cfg_has_its_dma_signature() -> None:
+def test_fw_cfg_has_its_dma_signature(guest: Guests) -> None:
     code = """
         .code16
         mov     $0x514, %dx
@@ -279,15 +280,15 @@ def test_fw_cfg_has_its_dma_signature() -> None:
         in      (%dx), %eax
         mov     %eax, 0x7004
     """
-    with Machine("1M") as machine:
-        run(machine, code)
-        assert machine.memory.read(0x7000, 8) == b"QEMU CFG"
+    machine = guest.machine("1M")
+    run(machine, code)
+    assert machine.memory.read(0x7000, 8) == b"QEMU CFG"
 
 
 # ---- pc-testdev ----
 
 
-def test_the_test_devices_ports_echo() -> None:
+def test_the_test_devices_ports_echo(guest: Guests) -> None:
     code = """
         .code16
         mov     $0x11223344, %eax
@@ -298,8 +299,8 @@ def test_the_test_devices_ports_echo() -> None:
         mov     %eax, %ebx
         in      $0xe4, %ax
     """
-    with Machine("1M", devices=["testdev"]) as machine:
-        registers = run(machine, code).registers
+    machine = guest.machine("1M", devices=["testdev"])
+    registers = run(machine, code).registers
     assert registers.rbx == 0x1122AA44
     assert registers.rax & 0xFFFF == 0
 
@@ -343,9 +344,9 @@ seen:   .word   0
 
 @pytest.mark.parametrize("irq", [5, 10])
 @pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
-def test_the_test_device_raises_an_interrupt(irqchip: str, irq: int) -> None:
-    with Machine("1M", irqchip=irqchip, devices=["testdev"]) as machine:
-        result = run(machine, IRQ.format(irq=irq))
+def test_the_test_device_raises_an_interrupt(guest: Guests, irqchip: str, irq: int) -> None:
+    machine = guest.machine("1M", irqchip=irqchip, devices=["testdev"])
+    result = run(machine, IRQ.format(irq=irq))
     assert result.debugcon.text == "!!!"
 
 
@@ -356,7 +357,7 @@ def test_lines_that_lead_nowhere_can_be_driven() -> None:
             run(machine, code)
 
 
-def test_the_test_devices_memory_echoes_and_each_access_is_an_exit() -> None:
+def test_the_test_devices_memory_echoes_and_each_access_is_an_exit(guest: Guests) -> None:
     code = """
         mov     $0xff000000, %ebx
         mov     $0x1122334455667788, %rax
@@ -366,8 +367,8 @@ def test_the_test_devices_memory_echoes_and_each_access_is_an_exit() -> None:
         mov     0xfffc(%rbx), %esi
     """
     exits = Exits()
-    with Machine("2M", devices=["testdev"], observers=[exits]) as machine:
-        registers = run(machine, code, "long").registers
+    machine = guest.machine("2M", devices=["testdev"], observers=[exits])
+    registers = run(machine, code, "long").registers
     assert registers.rcx == 0x112233445566AA88
     assert registers.rsi == 0
     assert MmioWrite(Gpa(testdev.MEMORY + 0x11), b"\xaa") in exits.all
@@ -390,33 +391,33 @@ heard:  in      (%dx), %eax
 
 
 @pytest.mark.parametrize("irqchip", ["none", "kernel"])
-def test_every_ring_is_counted_and_none_is_an_exit(irqchip: str) -> None:
+def test_every_ring_is_counted_and_none_is_an_exit(guest: Guests, irqchip: str) -> None:
     exits = Exits()
-    with Machine("1M", irqchip=irqchip, devices=["doorbell"], observers=[exits]) as machine:
-        registers = run(machine, RING.format(times=2000, then="", total=2000)).registers
+    machine = guest.machine("1M", irqchip=irqchip, devices=["doorbell"], observers=[exits])
+    registers = run(machine, RING.format(times=2000, then="", total=2000)).registers
     assert registers.rax & 0xFFFF_FFFF == 2000
     assert exits.writes_to(0x5D0) == []
 
 
-def test_a_ring_of_another_width_counts_as_well_and_is_an_exit() -> None:
+def test_a_ring_of_another_width_counts_as_well_and_is_an_exit(guest: Guests) -> None:
     exits = Exits()
-    with Machine("1M", devices=["doorbell"], observers=[exits]) as machine:
-        code = RING.format(times=10, then="mov $0x5d0, %dx \n out %al, (%dx) \n out %ax, (%dx)", total=12)
-        registers = run(machine, code).registers
+    machine = guest.machine("1M", devices=["doorbell"], observers=[exits])
+    code = RING.format(times=10, then="mov $0x5d0, %dx \n out %al, (%dx) \n out %ax, (%dx)", total=12)
+    registers = run(machine, code).registers
     assert registers.rax & 0xFFFF_FFFF == 12
     assert [exit.size for exit in exits.writes_to(0x5D0)] == [1, 2]
 
 
-def test_all_rings_are_heard_before_the_run_returns() -> None:
+def test_all_rings_are_heard_before_the_run_returns(guest: Guests) -> None:
     heard: list[int] = []
-    with Machine("1M") as machine:
-        machine.on_doorbell(FREE_PORT, 4, heard.append, pio=True)
-        for round in range(1, 21):
-            run(machine, f".code16\n mov ${FREE_PORT}, %dx \n mov $50, %cx \n ring: out %eax, (%dx) \n loop ring")
-            assert sum(heard) == 50 * round
+    machine = guest.machine("1M")
+    machine.on_doorbell(FREE_PORT, 4, heard.append, pio=True)
+    for round in range(1, 21):
+        run(machine, f".code16\n mov ${FREE_PORT}, %dx \n mov $50, %cx \n ring: out %eax, (%dx) \n loop ring")
+        assert sum(heard) == 50 * round
 
 
-def test_a_doorbell_with_a_value_rings_for_that_value_only() -> None:
+def test_a_doorbell_with_a_value_rings_for_that_value_only(guest: Guests) -> None:
     heard: list[tuple[str, int]] = []
     recorder = Recorder()
     code = f"""
@@ -433,37 +434,37 @@ again:  mov     $7, %ax
         out     %al, (%dx)
         loop    again
     """
-    with Machine("1M") as machine:
-        machine.pio.register(recorder, FREE_PORT, 2)
-        machine.on_doorbell(FREE_PORT, 2, lambda times: heard.append(("7", times)), pio=True, datamatch=7)
-        machine.on_doorbell(FREE_PORT, 2, lambda times: heard.append(("8", times)), pio=True, datamatch=8)
-        run(machine, code)
+    machine = guest.machine("1M")
+    machine.pio.register(recorder, FREE_PORT, 2)
+    machine.on_doorbell(FREE_PORT, 2, lambda times: heard.append(("7", times)), pio=True, datamatch=7)
+    machine.on_doorbell(FREE_PORT, 2, lambda times: heard.append(("8", times)), pio=True, datamatch=8)
+    run(machine, code)
     assert sum(times for name, times in heard if name == "7") == 3
     assert sum(times for name, times in heard if name == "8") == 3
     assert recorder.log == [("recorder", b"\x09\0"), ("recorder", b"\x07")] * 3
 
 
 @pytest.mark.parametrize(("size", "store"), [(4, "mov %eax, (%rbx)"), (8, "mov %rax, (%rbx)")])
-def test_a_doorbell_in_memory_rings(size: int, store: str) -> None:
+def test_a_doorbell_in_memory_rings(guest: Guests, size: int, store: str) -> None:
     heard: list[int] = []
     exits = Exits()
-    with Machine("2M", observers=[exits]) as machine:
-        machine.on_doorbell(FREE_MEMORY, size, heard.append)
-        code = f"mov ${FREE_MEMORY}, %ebx \n mov $100, %ecx \n again: {store} \n loop again \n movb $1, (%rbx)"
-        run(machine, code, "long")
+    machine = guest.machine("2M", observers=[exits])
+    machine.on_doorbell(FREE_MEMORY, size, heard.append)
+    code = f"mov ${FREE_MEMORY}, %ebx \n mov $100, %ecx \n again: {store} \n loop again \n movb $1, (%rbx)"
+    run(machine, code, "long")
     assert sum(heard) == 100
     assert [exit for exit in exits.all if isinstance(exit, MmioWrite)] == [MmioWrite(Gpa(FREE_MEMORY), b"\x01")]
 
 
-def test_what_a_doorbells_callback_raises_ends_the_run() -> None:
+def test_what_a_doorbells_callback_raises_ends_the_run(guest: Guests) -> None:
     def refuse(times: int) -> None:
         raise BlockingIOError("not now")
 
-    with Machine("1M") as machine:
-        machine.on_doorbell(FREE_PORT, 4, refuse, pio=True)
-        machine.load(assemble(f".code16\n mov ${FREE_PORT}, %dx \n out %eax, (%dx) \n hlt", mode="real"))
-        with pytest.raises(BlockingIOError, match="not now"):
-            machine.run(ENOUGH)
+    machine = guest.machine("1M")
+    machine.on_doorbell(FREE_PORT, 4, refuse, pio=True)
+    machine.load(assemble(f".code16\n mov ${FREE_PORT}, %dx \n out %eax, (%dx) \n hlt", mode="real"))
+    with pytest.raises(BlockingIOError, match="not now"):
+        machine.run(ENOUGH)
 
 
 # ---- coalesced zones ----
@@ -489,28 +490,28 @@ next:   out     %al, (%dx)
 
 
 @pytest.mark.parametrize("times", [1, 100, 1000])
-def test_every_write_kept_back_arrives_in_order(times: int) -> None:
+def test_every_write_kept_back_arrives_in_order(guest: Guests, times: int) -> None:
     recorder = Recorder()
     exits = Exits()
-    with Machine("1M", observers=[exits]) as machine:
-        machine.pio.register(recorder, FREE_PORT, 1)
-        coalesce(machine, FREE_PORT, 1, pio=True)
-        run(machine, COUNT_UP.format(port=FREE_PORT, times=times, then=""))
+    machine = guest.machine("1M", observers=[exits])
+    machine.pio.register(recorder, FREE_PORT, 1)
+    coalesce(machine, FREE_PORT, 1, pio=True)
+    run(machine, COUNT_UP.format(port=FREE_PORT, times=times, then=""))
     assert recorder.data == bytes(index & 0xFF for index in range(times))
     assert len(exits.writes_to(FREE_PORT)) < max(times / 4, 1)
 
 
-def test_writes_kept_back_are_there_when_time_runs_out() -> None:
+def test_writes_kept_back_are_there_when_time_runs_out(guest: Guests) -> None:
     recorder = Recorder()
-    with Machine("1M") as machine:
-        machine.pio.register(recorder, FREE_PORT, 1)
-        coalesce(machine, FREE_PORT, 1, pio=True)
-        machine.load(assemble(COUNT_UP.format(port=FREE_PORT, times=50, then="jmp ."), mode="real"))
-        assert machine.run(0.3).stop == TimedOut(0.3)
-        assert recorder.data == bytes(range(50))
+    machine = guest.machine("1M")
+    machine.pio.register(recorder, FREE_PORT, 1)
+    coalesce(machine, FREE_PORT, 1, pio=True)
+    machine.load(assemble(COUNT_UP.format(port=FREE_PORT, times=50, then="jmp ."), mode="real"))
+    assert machine.run(0.3).stop == TimedOut(0.3)
+    assert recorder.data == bytes(range(50))
 
 
-def test_serial_output_kept_back_is_complete() -> None:
+def test_serial_output_kept_back_is_complete(guest: Guests) -> None:
     text = "kept back, and then all at once\\n" * 20
     code = """
         .code16
@@ -523,12 +524,12 @@ def test_serial_output_kept_back_is_complete() -> None:
 text:   .ascii  "{text}"
 end:
     """
-    with Machine("1M") as machine:
-        coalesce(machine, 0x3F8, 1, pio=True)
-        assert run(machine, code.format(text=text)).serial.text == text.replace("\\n", "\n")
+    machine = guest.machine("1M")
+    coalesce(machine, 0x3F8, 1, pio=True)
+    assert run(machine, code.format(text=text)).serial.text == text.replace("\\n", "\n")
 
 
-def test_writes_kept_back_come_before_the_exit_that_follows() -> None:
+def test_writes_kept_back_come_before_the_exit_that_follows(guest: Guests) -> None:
     log: list[tuple[str, bytes]] = []
     code = f"""
         mov     ${FREE_MEMORY}, %ebx
@@ -551,14 +552,14 @@ again:  mov     %al, (%rbx)                     # kept back: memory
         .data
 next:   .byte   0x32
     """
-    with Machine("2M") as machine:
-        machine.pio.register(Recorder(log, "kept port"), FREE_PORT, 1)
-        machine.pio.register(Recorder(log, "port"), FREE_PORT + 1, 1)
-        machine.mmio.register(Recorder(log, "kept memory"), FREE_MEMORY, 0x100)
-        machine.mmio.register(Recorder(log, "memory"), FREE_MEMORY + 0x1000, 0x100)
-        coalesce(machine, FREE_PORT, 1, pio=True)
-        coalesce(machine, FREE_MEMORY, 0x100, pio=False)
-        run(machine, code, "long")
+    machine = guest.machine("2M")
+    machine.pio.register(Recorder(log, "kept port"), FREE_PORT, 1)
+    machine.pio.register(Recorder(log, "port"), FREE_PORT + 1, 1)
+    machine.mmio.register(Recorder(log, "kept memory"), FREE_MEMORY, 0x100)
+    machine.mmio.register(Recorder(log, "memory"), FREE_MEMORY + 0x1000, 0x100)
+    coalesce(machine, FREE_PORT, 1, pio=True)
+    coalesce(machine, FREE_MEMORY, 0x100, pio=False)
+    run(machine, code, "long")
     names = ["kept memory", "kept port", "kept memory", "port", "memory"]
     assert [name for name, _ in log] == names * 4
     assert bytes(data[0] for _, data in log) == b"11111222223333344444"
@@ -596,12 +597,12 @@ write_1:
 """
 
 
-def test_writes_of_two_cpus_kept_back_all_arrive_each_in_its_order() -> None:
+def test_writes_of_two_cpus_kept_back_all_arrive_each_in_its_order(guest: Guests) -> None:
     recorder = Recorder()
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.pio.register(recorder, FREE_PORT, 1)
-        coalesce(machine, FREE_PORT, 1, pio=True)
-        run(machine, TWO_CPUS, "long")
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.pio.register(recorder, FREE_PORT, 1)
+    coalesce(machine, FREE_PORT, 1, pio=True)
+    run(machine, TWO_CPUS, "long")
     assert bytes(byte for byte in recorder.data if byte < 0x80) == bytes(range(100))
     assert bytes(byte for byte in recorder.data if byte >= 0x80) == bytes(range(0x80, 0x80 + 100))
 
@@ -609,7 +610,7 @@ def test_writes_of_two_cpus_kept_back_all_arrive_each_in_its_order() -> None:
 # ---- PCI, HPET, CMOS memory ----
 
 
-def test_nothing_is_on_the_pci_bus() -> None:
+def test_nothing_is_on_the_pci_bus(guest: Guests) -> None:
     code = """
         .code16
         mov     $0x80000000, %ebx               # bus 0, device 0
@@ -639,11 +640,11 @@ next:   mov     $0xcf8, %dx
 wrong:  mov     $'?', %al
         out     %al, $0xe9
     """
-    with Machine("1M") as machine:
-        assert run(machine, code).debugcon.text == "."
+    machine = guest.machine("1M")
+    assert run(machine, code).debugcon.text == "."
 
 
-def test_the_hpet_counts_when_it_is_enabled() -> None:
+def test_the_hpet_counts_when_it_is_enabled(guest: Guests) -> None:
     code = f"""
         mov     ${hpet.BASE}, %ebx
         movl    $5, 0xf0(%rbx)                  # it stands: it can be set
@@ -658,8 +659,8 @@ again:  mov     0xf0(%rbx), %r9
         mov     0xf0(%rbx), %r12                # it stands again
         mov     4(%rbx), %esi                   # COUNTER_CLK_PERIOD
     """
-    with Machine("2M") as machine:
-        registers = run(machine, code, "long").registers
+    machine = guest.machine("2M")
+    registers = run(machine, code, "long").registers
     assert registers.r8 == 5
     assert 1000 <= registers.r9 < registers.r10 <= registers.r11 == registers.r12
     assert registers.rsi == hpet.PERIOD
@@ -681,23 +682,23 @@ def test_cmos_memory_says_how_much_memory_there_is(memory: str, base: int, exten
     assert numbers == [base, extended, extended, above_16m]
 
 
-def test_cmos_memory_says_how_many_cpus_there_are_and_keeps_what_is_written() -> None:
+def test_cmos_memory_says_how_many_cpus_there_are_and_keeps_what_is_written(guest: Guests) -> None:
     assert read_cmos([0x5F], "1M", cpus=3) == b"\x02"
     code = ".code16\n mov $0x40, %al; out %al, $0x70; mov $0x5a, %al; out %al, $0x71; xor %al, %al; in $0x71, %al"
-    with Machine("1M") as machine:
-        assert run(machine, code).registers.rax & 0xFF == 0x5A
+    machine = guest.machine("1M")
+    assert run(machine, code).registers.rax & 0xFF == 0x5A
 
 
 # ---- wrong machines ----
 
 
-def test_a_device_over_another_is_refused_by_both_names() -> None:
-    with Machine("1M") as machine:
-        with pytest.raises(BusError, match=r"mine at 0x3f0-0x3ff overlaps .*serial.* at 0x3f8-0x3ff on the port bus"):
-            machine.pio.register(Recorder(name="mine"), 0x3F0, 0x10)
-        with pytest.raises(BusError, match=r"mine at 0xfed00000-0xfed00fff overlaps HPET at .* on the MMIO bus"):
-            machine.mmio.register(Recorder(name="mine"), hpet.BASE, 0x1000)
-        assert run(machine, ".code16\n mov $0x3f8, %dx; mov $'A', %al; out %al, (%dx)").serial.text == "A"
+def test_a_device_over_another_is_refused_by_both_names(guest: Guests) -> None:
+    machine = guest.machine("1M")
+    with pytest.raises(BusError, match=r"mine at 0x3f0-0x3ff overlaps .*serial.* at 0x3f8-0x3ff on the port bus"):
+        machine.pio.register(Recorder(name="mine"), 0x3F0, 0x10)
+    with pytest.raises(BusError, match=r"mine at 0xfed00000-0xfed00fff overlaps HPET at .* on the MMIO bus"):
+        machine.mmio.register(Recorder(name="mine"), hpet.BASE, 0x1000)
+    assert run(machine, ".code16\n mov $0x3f8, %dx; mov $'A', %al; out %al, (%dx)").serial.text == "A"
 
 
 def test_an_optional_device_twice_is_refused() -> None:

@@ -15,6 +15,7 @@ from pykvm.devices.acpipm import Pm1Sts
 from pykvm.kvm import Exit, IoOut
 from pykvm.machine import DebugExitWritten, Halted, PoweredOff, ResetRequested, TimedOut
 from pykvm.memory import platform
+from pykvm.testing import Guests
 
 IRQCHIPS = ("none", "user", "kernel", "split")
 ENOUGH = 30.0  # seconds
@@ -403,56 +404,56 @@ def read_table(memory: GuestMemory, at: int) -> bytes:
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["RSDT", "XSDT"])
-def test_both_roots_lead_to_every_table(wide: bool) -> None:
-    with Machine("2M", irqchip="kernel", cpus=3) as machine:
-        machine.load(b"\xf4")
-        tables = tables_of(machine, wide=wide)
-        facs = int.from_bytes(tables["FACP"][36:40], "little")
-        dsdt = int.from_bytes(tables["FACP"][40:44], "little")
-        assert list(tables) == ["XSDT" if wide else "RSDT", "FACP", "APIC", "HPET"]
-        assert machine.memory.read(facs, 4) == b"FACS"
-        assert read_table(machine.memory, dsdt)[:4] == b"DSDT"
-        local_apics = [tables["APIC"][at : at + 8] for at in (44, 52, 60)]
-        assert [entry[:4] for entry in local_apics] == [bytes((0, 8, cpu, cpu)) for cpu in range(3)]
+def test_both_roots_lead_to_every_table(guest: Guests, wide: bool) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=3)
+    machine.load(b"\xf4")
+    tables = tables_of(machine, wide=wide)
+    facs = int.from_bytes(tables["FACP"][36:40], "little")
+    dsdt = int.from_bytes(tables["FACP"][40:44], "little")
+    assert list(tables) == ["XSDT" if wide else "RSDT", "FACP", "APIC", "HPET"]
+    assert machine.memory.read(facs, 4) == b"FACS"
+    assert read_table(machine.memory, dsdt)[:4] == b"DSDT"
+    local_apics = [tables["APIC"][at : at + 8] for at in (44, 52, 60)]
+    assert [entry[:4] for entry in local_apics] == [bytes((0, 8, cpu, cpu)) for cpu in range(3)]
 
 
-def test_the_hpets_table_says_what_its_register_says() -> None:
-    with Machine("2M") as machine:
-        machine.load(b"\xf4")
-        table = tables_of(machine, wide=True)["HPET"]
-        assert table[36:40] == machine.mmio.read(hpet.BASE + hpet.Offset.GCAP_ID, 4)
-        assert int.from_bytes(table[44:52], "little") == hpet.BASE
+def test_the_hpets_table_says_what_its_register_says(guest: Guests) -> None:
+    machine = guest.machine("2M")
+    machine.load(b"\xf4")
+    table = tables_of(machine, wide=True)["HPET"]
+    assert table[36:40] == machine.mmio.read(hpet.BASE + hpet.Offset.GCAP_ID, 4)
+    assert int.from_bytes(table[44:52], "little") == hpet.BASE
 
 
-def test_an_mp_table_names_every_cpu() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.load(b"\xf4")
-        at = find(machine.memory, b"_MP_", 0xF0000, 0x100000)
-        assert at is not None
-        configuration = machine.memory.read_u32(at + 4)
-        size = machine.memory.read_u16(configuration + 4)
-        table = machine.memory.read(configuration, size)
-        assert table[:4] == b"PCMP"
-        assert sum(table) & 0xFF == 0
-        assert [table[44 + 20 * cpu + 1] for cpu in range(2)] == [0, 1]
+def test_an_mp_table_names_every_cpu(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.load(b"\xf4")
+    at = find(machine.memory, b"_MP_", 0xF0000, 0x100000)
+    assert at is not None
+    configuration = machine.memory.read_u32(at + 4)
+    size = machine.memory.read_u16(configuration + 4)
+    table = machine.memory.read(configuration, size)
+    assert table[:4] == b"PCMP"
+    assert sum(table) & 0xFF == 0
+    assert [table[44 + 20 * cpu + 1] for cpu in range(2)] == [0, 1]
 
 
 @pytest.mark.parametrize("load", [0xE0000, 0xE0100, 0xF0000])
-def test_tables_do_not_overwrite_an_image(load: int) -> None:
+def test_tables_do_not_overwrite_an_image(guest: Guests, load: int) -> None:
     code = b"\xf4" + bytes(range(255))
-    with Machine("2M") as machine:
-        machine.load(code, mode="real", load=load, entry=load)
-        assert machine.memory.read(load, len(code)) == code
-        assert find(machine.memory, b"RSD PTR ", 0xE0000, 0x100000) is None
-        assert machine.run().stop == Halted()
+    machine = guest.machine("2M")
+    machine.load(code, mode="real", load=load, entry=load)
+    assert machine.memory.read(load, len(code)) == code
+    assert find(machine.memory, b"RSD PTR ", 0xE0000, 0x100000) is None
+    assert machine.run().stop == Halted()
 
 
 @pytest.mark.parametrize("size", ["512K", "928K", "960K"])
-def test_a_machine_without_memory_for_tables_has_none_and_works(size: str) -> None:
-    with Machine(size) as machine:
-        machine.load(b"\xf4")
-        assert b"RSD PTR " not in machine.memory.read(0, machine.memory.regions[0].size)
-        assert machine.run().stop == Halted()
+def test_a_machine_without_memory_for_tables_has_none_and_works(guest: Guests, size: str) -> None:
+    machine = guest.machine(size)
+    machine.load(b"\xf4")
+    assert b"RSD PTR " not in machine.memory.read(0, machine.memory.regions[0].size)
+    assert machine.run().stop == Halted()
 
 
 def test_tables_do_not_go_into_a_rom() -> None:
@@ -481,13 +482,13 @@ def check_woken(machine: Machine, status: Pm1Sts) -> None:
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_the_alarm_of_the_rtc_wakes_the_machine_at_the_vector(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip) as machine:
-        machine.load(assemble(sleeper(f"{ALARM_EVERY_SECOND} \n out16 PM1_EN, RTC_EN"), mode="real"))
-        check_woken(machine, Pm1Sts.WAK_STS | Pm1Sts.RTC_STS)
+def test_the_alarm_of_the_rtc_wakes_the_machine_at_the_vector(guest: Guests, irqchip: str) -> None:
+    machine = guest.machine("2M", irqchip=irqchip)
+    machine.load(assemble(sleeper(f"{ALARM_EVERY_SECOND} \n out16 PM1_EN, RTC_EN"), mode="real"))
+    check_woken(machine, Pm1Sts.WAK_STS | Pm1Sts.RTC_STS)
 
 
-def test_an_alarm_at_a_time_of_its_own_wakes_the_machine() -> None:
+def test_an_alarm_at_a_time_of_its_own_wakes_the_machine(guest: Guests) -> None:
     set_time = """
         cmos    0x0b, 0x82                      # SET
         cmos    0x00, 0x59                      # 23:59:59, and the alarm at midnight
@@ -501,9 +502,9 @@ def test_an_alarm_at_a_time_of_its_own_wakes_the_machine() -> None:
         cmos    0x0a, 0x26
         out16   PM1_EN, RTC_EN
     """
-    with Machine("2M") as machine:
-        machine.load(assemble(sleeper(set_time), mode="real"))
-        check_woken(machine, Pm1Sts.WAK_STS | Pm1Sts.RTC_STS)
+    machine = guest.machine("2M")
+    machine.load(assemble(sleeper(set_time), mode="real"))
+    check_woken(machine, Pm1Sts.WAK_STS | Pm1Sts.RTC_STS)
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
@@ -513,11 +514,11 @@ def test_the_power_button_wakes_the_machine_at_the_vector(irqchip: str) -> None:
         check_woken(machine, Pm1Sts.WAK_STS | Pm1Sts.PWRBTN_STS)
 
 
-def test_a_button_pressed_while_the_guest_is_awake_does_not_say_that_it_slept() -> None:
-    with Machine("2M") as machine:
-        machine.board.press_power_button()
-        machine.load(assemble(NUMBERS + ".code16\n mov $PM1_STS, %dx; in (%dx), %ax; hlt", mode="real"))
-        assert machine.run(ENOUGH).registers.rax & 0xFFFF == Pm1Sts.PWRBTN_STS.value
+def test_a_button_pressed_while_the_guest_is_awake_does_not_say_that_it_slept(guest: Guests) -> None:
+    machine = guest.machine("2M")
+    machine.board.press_power_button()
+    machine.load(assemble(NUMBERS + ".code16\n mov $PM1_STS, %dx; in (%dx), %ax; hlt", mode="real"))
+    assert machine.run(ENOUGH).registers.rax & 0xFFFF == Pm1Sts.PWRBTN_STS.value
 
 
 @pytest.mark.parametrize(
@@ -536,42 +537,42 @@ def test_a_button_pressed_while_the_guest_is_awake_does_not_say_that_it_slept() 
     ],
     ids=["button", "alarm"],
 )
-def test_what_came_just_before_the_sleep_ends_it(prepare: str, status: Pm1Sts) -> None:
-    with Machine("2M") as machine:
-        machine.board.press_power_button()
-        machine.load(assemble(sleeper(prepare), mode="real"))
-        check_woken(machine, Pm1Sts.WAK_STS | status)
+def test_what_came_just_before_the_sleep_ends_it(guest: Guests, prepare: str, status: Pm1Sts) -> None:
+    machine = guest.machine("2M")
+    machine.board.press_power_button()
+    machine.load(assemble(sleeper(prepare), mode="real"))
+    check_woken(machine, Pm1Sts.WAK_STS | status)
 
 
-def test_an_alarm_that_may_not_wake_does_not() -> None:
-    with Machine("2M") as machine:
-        machine.load(assemble(sleeper(ALARM_EVERY_SECOND), mode="real"))
-        result = machine.run(1.2)
-        assert result.stop == TimedOut(1.2)
-        assert result.debugcon.data == b""
-        machine.board.press_power_button()  # between two runs, it is asleep still
-        check_woken(machine, Pm1Sts.WAK_STS | Pm1Sts.PWRBTN_STS | Pm1Sts.RTC_STS)
+def test_an_alarm_that_may_not_wake_does_not(guest: Guests) -> None:
+    machine = guest.machine("2M")
+    machine.load(assemble(sleeper(ALARM_EVERY_SECOND), mode="real"))
+    result = machine.run(1.2)
+    assert result.stop == TimedOut(1.2)
+    assert result.debugcon.data == b""
+    machine.board.press_power_button()  # between two runs, it is asleep still
+    check_woken(machine, Pm1Sts.WAK_STS | Pm1Sts.PWRBTN_STS | Pm1Sts.RTC_STS)
 
 
-def test_a_machine_that_sleeps_can_be_loaded_anew() -> None:
-    with Machine("2M") as machine:
-        machine.load(assemble(sleeper(""), mode="real"))
-        assert isinstance(machine.run(0.1).stop, TimedOut)
-        machine.load(b"\xf4")
-        assert machine.run(ENOUGH).stop == Halted()
+def test_a_machine_that_sleeps_can_be_loaded_anew(guest: Guests) -> None:
+    machine = guest.machine("2M")
+    machine.load(assemble(sleeper(""), mode="real"))
+    assert isinstance(machine.run(0.1).stop, TimedOut)
+    machine.load(b"\xf4")
+    assert machine.run(ENOUGH).stop == Halted()
 
 
-def test_a_machine_that_sleeps_can_be_stopped_paused_and_closed() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.load(assemble(sleeper(""), mode="real"))
-        runner = threading.Thread(target=machine.run, args=(ENOUGH,))
-        runner.start()
-        machine.pause()
-        machine.resume()
-        machine.pause()
-        machine.resume()
-        machine.stop()
-        runner.join()
+def test_a_machine_that_sleeps_can_be_stopped_paused_and_closed(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.load(assemble(sleeper(""), mode="real"))
+    runner = threading.Thread(target=machine.run, args=(ENOUGH,))
+    runner.start()
+    machine.pause()
+    machine.resume()
+    machine.pause()
+    machine.resume()
+    machine.stop()
+    runner.join()
 
 
 @pytest.mark.parametrize("vector", [0, 0x100000, 0x1234_5678, 0xFFFF_FFF0])

@@ -17,6 +17,7 @@ from pykvm import Machine, assemble
 from pykvm.cli.terminal import Quit, Terminal
 from pykvm.devices.serial import Msr
 from pykvm.machine import DebugExitWritten, Stopped
+from pykvm.testing import Guests
 
 IRQCHIPS = ("user", "kernel", "split")
 PORT = 0x66  # of the test's own
@@ -164,7 +165,9 @@ def load(machine: Machine, *code: str) -> Port:
 @pytest.mark.parametrize(
     ("fcr", "received"), [("FCR_ENABLE", RECEIVED_DATA), ("FCR_ENABLE|0xc0", TIMEOUT)], ids=["trigger 1", "trigger 14"]
 )
-def test_all_causes_are_served_in_the_order_of_their_priority(irqchip: str, fcr: str, received: int) -> None:
+def test_all_causes_are_served_in_the_order_of_their_priority(
+    guest: Guests, irqchip: str, fcr: str, received: int
+) -> None:
     code = f"""
         write   SERIAL_FCR, {fcr}
         write   SERIAL_MCR, OUT2
@@ -173,25 +176,25 @@ def test_all_causes_are_served_in_the_order_of_their_priority(irqchip: str, fcr:
         sti
         hlt
 """
-    with Machine("2M", irqchip=irqchip) as machine:
-        port = load(machine, code, TELLING)
+    machine = guest.machine("2M", irqchip=irqchip)
+    port = load(machine, code, TELLING)
 
-        def act(value: int) -> None:
-            if value == READY:
-                machine.serial.set_modem_lines(Msr(0))
-                machine.serial.receive(b"x")
-                machine.serial.receive_break()
-            elif value == NONE:
-                machine.stop()
+    def act(value: int) -> None:
+        if value == READY:
+            machine.serial.set_modem_lines(Msr(0))
+            machine.serial.receive(b"x")
+            machine.serial.receive_break()
+        elif value == NONE:
+            machine.stop()
 
-        port.act = act
-        assert machine.run(LIMIT).stop == Stopped()
+    port.act = act
+    assert machine.run(LIMIT).stop == Stopped()
     # The break is the second character: its error shows when the first has been read.
     assert port.told == [READY, received, LINE_STATUS, received, THR_EMPTY, MODEM_STATUS, NONE]
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_each_cause_interrupts_a_guest_that_waits(irqchip: str) -> None:
+def test_each_cause_interrupts_a_guest_that_waits(guest: Guests, irqchip: str) -> None:
     code = """
         write   SERIAL_MCR, OUT2
         write   IER, IER_ALL
@@ -199,31 +202,31 @@ def test_each_cause_interrupts_a_guest_that_waits(irqchip: str) -> None:
         hlt
         jmp     1b
 """
-    with Machine("2M", irqchip=irqchip) as machine:
-        port = load(machine, code, TELLING)
-        causes = iter(
-            [
-                lambda: machine.serial.receive(b"x"),
-                machine.serial.receive_break,
-                lambda: machine.serial.set_modem_lines(Msr.CTS),
-                lambda: machine.serial.receive(b"two"),  # one is lost: an overrun
-                machine.stop,
-            ]
-        )
+    machine = guest.machine("2M", irqchip=irqchip)
+    port = load(machine, code, TELLING)
+    causes = iter(
+        [
+            lambda: machine.serial.receive(b"x"),
+            machine.serial.receive_break,
+            lambda: machine.serial.set_modem_lines(Msr.CTS),
+            lambda: machine.serial.receive(b"two"),  # one is lost: an overrun
+            machine.stop,
+        ]
+    )
 
-        def cause() -> None:
-            time.sleep(0.002)  # the guest is in HLT, most likely
-            with machine.lock:
-                next(causes)()
+    def cause() -> None:
+        time.sleep(0.002)  # the guest is in HLT, most likely
+        with machine.lock:
+            next(causes)()
 
-        port.act = lambda value: threading.Thread(target=cause).start() if value == NONE else None
-        assert machine.run(LIMIT).stop == Stopped()
+    port.act = lambda value: threading.Thread(target=cause).start() if value == NONE else None
+    assert machine.run(LIMIT).stop == Stopped()
     told = "".join(f"{value:x}" for value in port.told)
     assert told.split("1")[:5] == ["2", "4", "64", "0", "64"]
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_a_guest_sends_by_interrupt_alone(irqchip: str) -> None:
+def test_a_guest_sends_by_interrupt_alone(guest: Guests, irqchip: str) -> None:
     code = """
         mov     $text, %esi
         write   SERIAL_MCR, OUT2
@@ -248,15 +251,15 @@ text:
         .endr
         .byte   0
 """
-    with Machine("2M", irqchip=irqchip) as machine:
-        load(machine, code)
-        result = machine.run(LIMIT)
+    machine = guest.machine("2M", irqchip=irqchip)
+    load(machine, code)
+    result = machine.run(LIMIT)
     assert result.stop == DebugExitWritten(0)
     assert result.serial.data == b"every byte asks for the next\n" * 20
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_nothing_interrupts_while_out2_keeps_the_gate_shut(irqchip: str) -> None:
+def test_nothing_interrupts_while_out2_keeps_the_gate_shut(guest: Guests, irqchip: str) -> None:
     code = """
         write   IER, IER_ALL
         sti
@@ -266,10 +269,10 @@ def test_nothing_interrupts_while_out2_keeps_the_gate_shut(irqchip: str) -> None
         write   SERIAL_MCR, OUT2
 1:      jmp     1b
 """
-    with Machine("2M", irqchip=irqchip) as machine:
-        port = load(machine, code, TELLING)
-        port.act = lambda value: machine.stop() if value == NONE else None
-        assert machine.run(LIMIT).stop == Stopped()
+    machine = guest.machine("2M", irqchip=irqchip)
+    port = load(machine, code, TELLING)
+    port.act = lambda value: machine.stop() if value == NONE else None
+    assert machine.run(LIMIT).stop == Stopped()
     assert port.told == [READY, THR_EMPTY, NONE]
 
 
@@ -282,23 +285,23 @@ def noise(size: int) -> bytes:
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_halted_guest_gets_what_another_thread_lets_in(program: str, irqchip: str) -> None:
+def test_a_halted_guest_gets_what_another_thread_lets_in(guest: Guests, program: str, irqchip: str) -> None:
     data = noise(300)
-    with Machine("2M", irqchip=irqchip) as machine:
-        port = load(machine, PROGRAMS[program])
+    machine = guest.machine("2M", irqchip=irqchip)
+    port = load(machine, PROGRAMS[program])
 
-        def send() -> None:
-            rest = data + bytes([END])
-            while rest:
-                with machine.lock:
-                    taken = machine.serial.receive(rest[: machine.serial.room])
-                rest = rest[taken:]
-                time.sleep(0.0001 if taken else 0.0005)
+    def send() -> None:
+        rest = data + bytes([END])
+        while rest:
+            with machine.lock:
+                taken = machine.serial.receive(rest[: machine.serial.room])
+            rest = rest[taken:]
+            time.sleep(0.0001 if taken else 0.0005)
 
-        thread = threading.Thread(target=send, daemon=True)
-        port.act = lambda value: thread.start()
-        result = machine.run(LIMIT)
-        thread.join(LIMIT)
+    thread = threading.Thread(target=send, daemon=True)
+    port.act = lambda value: thread.start()
+    result = machine.run(LIMIT)
+    thread.join(LIMIT)
     assert result.stop == DebugExitWritten(END)
     assert result.serial.data == data
 

@@ -23,6 +23,7 @@ from pykvm.machine import (
     RunResult,
     TimedOut,
 )
+from pykvm.testing import Guests
 from pykvm.units import Gpa, MiB
 
 IRQCHIPS = ["none", "user", "kernel", "split"]
@@ -255,29 +256,33 @@ WAITS = {"spinning": b"\xfb\xeb\xfe", "halted": b"\xfb\xf4\xeb\xfd", "reading th
 @pytest.mark.parametrize("irqchip", ["user", "kernel", "split"])
 @pytest.mark.parametrize("storm", STORMS.values(), ids=STORMS.keys())
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS.keys())
-def test_a_storm_of_interrupts_does_not_hold_up_the_time_limit(irqchip: str, storm: str, wait: bytes) -> None:
-    with Machine("4M", irqchip=irqchip) as machine:
-        load(machine, [wait], storm)
-        result = machine.run(LIMIT)
-        assert result.stop == TimedOut(LIMIT)
-        check(machine, result)
+def test_a_storm_of_interrupts_does_not_hold_up_the_time_limit(
+    guest: Guests, irqchip: str, storm: str, wait: bytes
+) -> None:
+    machine = guest.machine("4M", irqchip=irqchip)
+    load(machine, [wait], storm)
+    result = machine.run(LIMIT)
+    assert result.stop == TimedOut(LIMIT)
+    check(machine, result)
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 @pytest.mark.parametrize("cpus", [1, 4])
 @pytest.mark.parametrize("wait", [WAITS["spinning"], WAITS["halted"]], ids=["spinning", "halted"])
-def test_a_storm_of_local_apic_timers_does_not_hold_up_the_time_limit(irqchip: str, cpus: int, wait: bytes) -> None:
-    with Machine("4M", irqchip=irqchip, cpus=cpus) as machine:
-        load(machine, [wait], LAPIC_STORM)
-        assert machine.run(LIMIT).stop == TimedOut(LIMIT)
+def test_a_storm_of_local_apic_timers_does_not_hold_up_the_time_limit(
+    guest: Guests, irqchip: str, cpus: int, wait: bytes
+) -> None:
+    machine = guest.machine("4M", irqchip=irqchip, cpus=cpus)
+    load(machine, [wait], LAPIC_STORM)
+    assert machine.run(LIMIT).stop == TimedOut(LIMIT)
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_cpus_that_interrupt_each_other_for_ever_do_not_hold_up_the_time_limit(irqchip: str) -> None:
+def test_cpus_that_interrupt_each_other_for_ever_do_not_hold_up_the_time_limit(guest: Guests, irqchip: str) -> None:
     send = b"\xfb\xc7\x83\x00\x03\x00\x00\x41\x00\x0c\x00\xeb\xf4"  # sti; movl $ICR_ALL_OTHERS | 0x41, ICR(%rbx)
-    with Machine("4M", irqchip=irqchip, cpus=4) as machine:
-        load(machine, [send])
-        assert machine.run(LIMIT).stop == TimedOut(LIMIT)
+    machine = guest.machine("4M", irqchip=irqchip, cpus=4)
+    load(machine, [send])
+    assert machine.run(LIMIT).stop == TimedOut(LIMIT)
 
 
 def hammer(*accesses: bytes) -> list[bytes]:
@@ -299,12 +304,14 @@ HAMMERS = {
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 @pytest.mark.parametrize("accesses", HAMMERS.values(), ids=HAMMERS.keys())
-def test_four_cpus_at_one_device_do_not_hold_up_the_time_limit(irqchip: str, accesses: tuple[bytes, ...]) -> None:
-    with Machine("4M", irqchip=irqchip, cpus=4, devices=["testdev"]) as machine:
-        load(machine, hammer(*accesses), INIT_PIC + PIT.format(mode=0x34, count=2))
-        result = machine.run(LIMIT)
-        assert result.stop == TimedOut(LIMIT)
-        check(machine, result)
+def test_four_cpus_at_one_device_do_not_hold_up_the_time_limit(
+    guest: Guests, irqchip: str, accesses: tuple[bytes, ...]
+) -> None:
+    machine = guest.machine("4M", irqchip=irqchip, cpus=4, devices=["testdev"])
+    load(machine, hammer(*accesses), INIT_PIC + PIT.format(mode=0x34, count=2))
+    result = machine.run(LIMIT)
+    assert result.stop == TimedOut(LIMIT)
+    check(machine, result)
 
 
 def resident() -> int:
@@ -313,28 +320,30 @@ def resident() -> int:
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_no_device_grows_without_bound(irqchip: str) -> None:
+def test_no_device_grows_without_bound(guest: Guests, irqchip: str) -> None:
     """Alarms set and cancelled, bytes printed, addresses nobody has, keyboard commands: all of it for a while."""
     accesses = [access for name in HAMMERS for access in HAMMERS[name]]
     accesses += [port_access(64, 0x64, 1, 0xD2, True), port_access(64, 0x60, 1, 0x55, True)]
     accesses += [port_access(64, 0x60, 1, 0xF2, True), port_access(64, 0x64, 1, 0xD4, True)]
-    with Machine("4M", irqchip=irqchip, devices=["testdev", "doorbell"], on_unclaimed=lambda access: None) as machine:
-        load(machine, hammer(*accesses))
-        machine.run(0.3)
-        before = resident()
-        machine.run(0.7)
-        assert resident() - before < 16 * MiB
+    machine = guest.machine("4M", irqchip=irqchip, devices=["testdev", "doorbell"], on_unclaimed=lambda access: None)
+    load(machine, hammer(*accesses))
+    machine.run(0.3)
+    before = resident()
+    machine.run(0.7)
+    assert resident() - before < 16 * MiB
 
 
 # ---- sleep ----
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_a_cpu_that_sends_all_to_sleep_in_the_middle_of_things_ends_at_the_time_limit(irqchip: str) -> None:
+def test_a_cpu_that_sends_all_to_sleep_in_the_middle_of_things_ends_at_the_time_limit(
+    guest: Guests, irqchip: str
+) -> None:
     busy = port_access(64, 0x61, 1, 0, False) * 200
     sleep = port_access(64, 0x604, 2, 0x2400, True)
-    with Machine("4M", irqchip=irqchip, cpus=4) as machine:
-        load(machine, [*hammer(busy, sleep, busy)], INIT_PIC + PIT.format(mode=0x34, count=100))
-        result = machine.run(LIMIT)
-        assert result.stop == TimedOut(LIMIT)
-        check(machine, result)
+    machine = guest.machine("4M", irqchip=irqchip, cpus=4)
+    load(machine, [*hammer(busy, sleep, busy)], INIT_PIC + PIT.format(mode=0x34, count=100))
+    result = machine.run(LIMIT)
+    assert result.stop == TimedOut(LIMIT)
+    check(machine, result)

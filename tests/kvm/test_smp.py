@@ -12,6 +12,7 @@ from pykvm.boot import Image, find_guest
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Shutdown
 from pykvm.machine import Crashed, DebugExitWritten, Halted, PoweredOff, ResetRequested, TimedOut, runloop
+from pykvm.testing import Guests
 from pykvm.units import Gpa
 
 WITH_APIC = ["kernel", "split"]
@@ -97,7 +98,7 @@ def test_four_cpus_count_to_100000_under_a_spinlock(irqchip: str) -> None:
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 @pytest.mark.parametrize("cpus", [1, 2, 4])
-def test_cpuid_tells_each_cpu_its_apic_id(irqchip: str, cpus: int) -> None:
+def test_cpuid_tells_each_cpu_its_apic_id(guest: Guests, irqchip: str, cpus: int) -> None:
     ask = (
         """
         mov     %edi, %r8d
@@ -114,11 +115,11 @@ def test_cpuid_tells_each_cpu_its_apic_id(irqchip: str, cpus: int) -> None:
     """
         + HALT
     )
-    with Machine("2M", irqchip=irqchip, cpus=cpus) as machine:
-        machine.load(several(ask))
-        assert machine.run(LONG).stop == Halted()
-        told = [[machine.memory.read_u32(Gpa(DATA + 16 * cpu + at)) for at in (0, 4, 8)] for cpu in range(5)]
-        has_leaf_b = machine.cpuid.leaf(0).eax >= 0xB
+    machine = guest.machine("2M", irqchip=irqchip, cpus=cpus)
+    machine.load(several(ask))
+    assert machine.run(LONG).stop == Halted()
+    told = [[machine.memory.read_u32(Gpa(DATA + 16 * cpu + at)) for at in (0, 4, 8)] for cpu in range(5)]
+    has_leaf_b = machine.cpuid.leaf(0).eax >= 0xB
     expected = [[cpu, cpu if has_leaf_b else 0, 1] for cpu in range(cpus)]
     if not has_leaf_b:
         told = [[first, 0, last] for first, _, last in told]
@@ -126,10 +127,10 @@ def test_cpuid_tells_each_cpu_its_apic_id(irqchip: str, cpus: int) -> None:
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4, 16])
-def test_the_madt_lists_every_cpu(cpus: int) -> None:
-    with Machine("2M", irqchip="kernel", cpus=cpus) as machine:
-        machine.load(assemble("hlt", mode="long"))
-        bios = machine.memory.read(Gpa(0xE0000), 0x20000)
+def test_the_madt_lists_every_cpu(guest: Guests, cpus: int) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=cpus)
+    machine.load(assemble("hlt", mode="long"))
+    bios = machine.memory.read(Gpa(0xE0000), 0x20000)
     start = bios.index(b"APIC", bios.index(b"RSD PTR ") + 8)
     table = bios[start : start + int.from_bytes(bios[start + 4 : start + 8], "little")]
     assert sum(table) % 256 == 0
@@ -143,36 +144,34 @@ def test_the_madt_lists_every_cpu(cpus: int) -> None:
     assert ids == list(range(cpus))
 
 
-def test_all_cpus_start_again_when_a_guest_is_loaded_again() -> None:
+def test_all_cpus_start_again_when_a_guest_is_loaded_again(guest: Guests) -> None:
     say = f"movb $1, data(%rdi); {HALT}"
-    with Machine("2M", irqchip="kernel", cpus=4) as machine:
-        for _ in range(3):
-            machine.memory.write(DATA, bytes(4))
-            machine.load(several(say))
-            assert machine.run(LONG).stop == Halted()
-            assert machine.memory.read(DATA, 4) == b"\x01" * 4
+    machine = guest.machine("2M", irqchip="kernel", cpus=4)
+    for _ in range(3):
+        machine.memory.write(DATA, bytes(4))
+        machine.load(several(say))
+        assert machine.run(LONG).stop == Halted()
+        assert machine.memory.read(DATA, 4) == b"\x01" * 4
 
 
 # ---- how a run ends ----
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_the_result_says_what_each_cpu_was_about(irqchip: str) -> None:
+def test_the_result_says_what_each_cpu_was_about(guest: Guests, irqchip: str) -> None:
     exit_code = "mov $1, %ecx; 1: cmpb $1, data; jne 1b; cmpb $1, data + 1; jne 1b; mov $5, %al; out %al, $0xf4; jmp ."
     cpu0 = "movb $1, data; jmp ."
     cpu2 = f"movb $1, data + 1; {HALT}"
-    with Machine("2M", irqchip=irqchip, cpus=4) as machine:
-        machine.load(several(cpu0, exit_code, cpu2, HALT))
-        result = machine.run(LONG)
-    assert (result.stop, result.cpu, result.exit_code) == (DebugExitWritten(5), 1, 11)
-    assert [cpu.id for cpu in result.cpus] == [0, 1, 2, 3]
-    assert [cpu.stop for cpu in result.cpus] == [None, DebugExitWritten(5), None, None]
-    assert [cpu.activity for cpu in result.cpus][:2] == ["running", "running"]
-    assert result.registers == result.cpus[1].registers
-    assert result.sregs == result.cpus[1].sregs
+    result = guest(several(cpu0, exit_code, cpu2, HALT), timeout=LONG, memory="2M", irqchip=irqchip, cpus=4)
+    assert (result.stop, result.run.cpu, result.exit_code) == (DebugExitWritten(5), 1, 11)
+    assert [cpu.id for cpu in result.run.cpus] == [0, 1, 2, 3]
+    assert [cpu.stop for cpu in result.run.cpus] == [None, DebugExitWritten(5), None, None]
+    assert [cpu.activity for cpu in result.run.cpus][:2] == ["running", "running"]
+    assert result.registers == result.run.cpus[1].registers
+    assert result.sregs == result.run.cpus[1].sregs
 
 
-def test_cpus_that_nobody_started_say_what_they_wait_for() -> None:
+def test_cpus_that_nobody_started_say_what_they_wait_for(guest: Guests) -> None:
     init = """
         .include "apic.inc"
         mov     $LAPIC, %ebx
@@ -182,44 +181,38 @@ def test_cpus_that_nobody_started_say_what_they_wait_for() -> None:
         cli
         hlt
     """
-    with Machine("2M", irqchip="kernel", cpus=3) as machine:
-        machine.load(assemble(init, mode="long"))
-        result = machine.run(LONG)
-        assert result.stop == Halted(), "those that wait do not keep it alive"
-        assert [cpu.activity for cpu in result.cpus] == ["halted", "waits for INIT", "waits for SIPI"]
-        assert "CPU 2: waits for SIPI" in machine.result(TimedOut(1.0)).report
+    machine = guest.machine("2M", irqchip="kernel", cpus=3)
+    machine.load(assemble(init, mode="long"))
+    result = machine.run(LONG)
+    assert result.stop == Halted(), "those that wait do not keep it alive"
+    assert [cpu.activity for cpu in result.cpus] == ["halted", "waits for INIT", "waits for SIPI"]
+    assert "CPU 2: waits for SIPI" in machine.result(TimedOut(1.0)).report
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_a_machine_whose_cpus_all_halt_with_interrupts_off_is_over(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip, cpus=4) as machine:
-        machine.load(several(HALT))
-        result = machine.run(LONG)
+def test_a_machine_whose_cpus_all_halt_with_interrupts_off_is_over(guest: Guests, irqchip: str) -> None:
+    result = guest(several(HALT), timeout=LONG, memory="2M", irqchip=irqchip, cpus=4)
     assert result.stop == Halted()
-    assert [cpu.stop for cpu in result.cpus] == [Halted(), None, None, None]
+    assert [cpu.stop for cpu in result.run.cpus] == [Halted(), None, None, None]
 
 
 @pytest.mark.parametrize("spinning", [0, 1, 3])
-def test_one_cpu_that_spins_keeps_the_run_going(spinning: int) -> None:
+def test_one_cpu_that_spins_keeps_the_run_going(guest: Guests, spinning: int) -> None:
     works = [SPIN if cpu == spinning else HALT for cpu in range(4)]
-    with Machine("2M", irqchip="kernel", cpus=4) as machine:
-        machine.load(several(*works))
-        result = machine.run(0.4)
+    result = guest(several(*works), timeout=0.4, memory="2M", irqchip="kernel", cpus=4)
     assert result.stop == TimedOut(0.4)
-    assert result.cpus[spinning].activity == "running"
+    assert result.run.cpus[spinning].activity == "running"
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 @pytest.mark.parametrize("culprit", [0, 1, 3])
-def test_a_crash_of_one_cpu_stops_all_and_is_reported_with_all(irqchip: str, culprit: int) -> None:
+def test_a_crash_of_one_cpu_stops_all_and_is_reported_with_all(guest: Guests, irqchip: str, culprit: int) -> None:
     works = ["lidt empty; ud2; empty: .word 0; .quad 0" if cpu == culprit else SPIN for cpu in range(4)]
-    with Machine("2M", irqchip=irqchip, cpus=4) as machine:
-        machine.load(several(*works))
-        result = machine.run(LONG)
+    result = guest(several(*works), timeout=LONG, memory="2M", irqchip=irqchip, cpus=4)
     assert isinstance(result.stop, Crashed)
     assert result.stop.exit == Shutdown()
-    assert result.cpu == culprit
-    assert result.status == 125
+    assert result.run.cpu == culprit
+    assert result.run.status == 125
     for words in ("triple fault", f"{culprit} of 0 to 3", *(f"CPU {cpu}: " for cpu in range(4) if cpu != culprit)):
         assert words in result.report
 
@@ -233,13 +226,11 @@ def test_a_crash_of_one_cpu_stops_all_and_is_reported_with_all(irqchip: str, cul
     ],
     ids=["debug exit", "S5", "reset"],
 )
-def test_all_cpus_asking_for_the_end_at_once_end_the_run_once(work: str, stop: object) -> None:
-    with Machine("2M", irqchip="kernel", cpus=4) as machine:
-        machine.load(several(work))
-        result = machine.run(LONG)
-        assert result.stop == stop
-        assert [cpu.stop for cpu in result.cpus].count(None) == 3
-        assert result.cpus[result.cpu].stop == stop
+def test_all_cpus_asking_for_the_end_at_once_end_the_run_once(guest: Guests, work: str, stop: object) -> None:
+    result = guest(several(work), timeout=LONG, memory="2M", irqchip="kernel", cpus=4)
+    assert result.stop == stop
+    assert [cpu.stop for cpu in result.run.cpus].count(None) == 3
+    assert result.run.cpus[result.run.cpu].stop == stop
 
 
 # ---- errors on other CPUs' threads ----
@@ -247,40 +238,40 @@ def test_all_cpus_asking_for_the_end_at_once_end_the_run_once(work: str, stop: o
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 @pytest.mark.parametrize("cpu", [0, 1])
-def test_what_a_device_raises_comes_out_once_and_says_on_which_cpu(irqchip: str, cpu: int) -> None:
+def test_what_a_device_raises_comes_out_once_and_says_on_which_cpu(guest: Guests, irqchip: str, cpu: int) -> None:
     works = [f"mov $0x300, %dx; out %al, (%dx); {SPIN}" if number == cpu else SPIN for number in range(2)]
-    with Machine("2M", irqchip=irqchip, cpus=2) as machine:
-        machine.pio.register(Device(fail), PORT, 1)
-        machine.load(several(*works))
-        with pytest.raises(ZeroDivisionError, match="broken") as caught:
+    machine = guest.machine("2M", irqchip=irqchip, cpus=2)
+    machine.pio.register(Device(fail), PORT, 1)
+    machine.load(several(*works))
+    with pytest.raises(ZeroDivisionError, match="broken") as caught:
+        machine.run(LONG)
+    notes = "\n".join(caught.value.__notes__)
+    assert f"on CPU {cpu}" in notes
+    assert "rip" in notes
+    assert machine.run(0.1).stop == TimedOut(0.1), "the guest goes on behind its OUT"
+
+
+def test_what_an_msr_handler_raises_comes_out_once_and_says_on_which_cpu(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.msr.on_read(0x1234, fail)
+    machine.msr.on_write(0x1234, fail_to_write)
+    machine.load(several(SPIN, f"mov $0x1234, %ecx; wrmsr; {SPIN}"))
+    with pytest.raises(ZeroDivisionError, match="broken") as caught:
+        machine.run(LONG)
+    assert len([note for note in caught.value.__notes__ if "on CPU 1" in note]) == 1
+    assert machine.run(0.1).stop == TimedOut(0.1)
+
+
+def test_errors_on_all_cpus_at_once_come_out_as_one(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=4)
+    machine.pio.register(Device(fail), PORT, 1)
+    image = several(f"mov $0x300, %dx; 1: out %al, (%dx); {SPIN}")
+    for _ in range(20):
+        machine.load(image)
+        with pytest.raises(ZeroDivisionError):
             machine.run(LONG)
-        notes = "\n".join(caught.value.__notes__)
-        assert f"on CPU {cpu}" in notes
-        assert "rip" in notes
-        assert machine.run(0.1).stop == TimedOut(0.1), "the guest goes on behind its OUT"
-
-
-def test_what_an_msr_handler_raises_comes_out_once_and_says_on_which_cpu() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.msr.on_read(0x1234, fail)
-        machine.msr.on_write(0x1234, fail_to_write)
-        machine.load(several(SPIN, f"mov $0x1234, %ecx; wrmsr; {SPIN}"))
-        with pytest.raises(ZeroDivisionError, match="broken") as caught:
-            machine.run(LONG)
-        assert len([note for note in caught.value.__notes__ if "on CPU 1" in note]) == 1
-        assert machine.run(0.1).stop == TimedOut(0.1)
-
-
-def test_errors_on_all_cpus_at_once_come_out_as_one() -> None:
-    with Machine("2M", irqchip="kernel", cpus=4) as machine:
-        machine.pio.register(Device(fail), PORT, 1)
-        image = several(f"mov $0x300, %dx; 1: out %al, (%dx); {SPIN}")
-        for _ in range(20):
-            machine.load(image)
-            with pytest.raises(ZeroDivisionError):
-                machine.run(LONG)
-        machine.load(several(SPIN))
-        assert machine.run(0.1).stop == TimedOut(0.1)
+    machine.load(several(SPIN))
+    assert machine.run(0.1).stop == TimedOut(0.1)
 
 
 # ---- shared devices ----
@@ -293,7 +284,7 @@ def times(body: str, count: int = TIMES) -> str:
     return f"mov ${count}, %ecx; 1: {body}; dec %ecx; jnz 1b; {HALT}"
 
 
-def test_a_counter_that_four_cpus_hammer_is_exact() -> None:
+def test_a_counter_that_four_cpus_hammer_is_exact(guest: Guests) -> None:
     seen: Counter[int] = Counter()
     total = [0]
 
@@ -302,25 +293,29 @@ def test_a_counter_that_four_cpus_hammer_is_exact() -> None:
         seen[data[0]] += 1
         total[0] = value + 1
 
-    with Machine("2M", irqchip="kernel", cpus=4) as machine:
-        machine.pio.register(Device(count), PORT, 1)
-        machine.load(several("mov %edi, %eax; mov $0x300, %dx; " + times("out %al, (%dx)")))
-        assert machine.run(LONG).stop == Halted()
+    machine = guest.machine("2M", irqchip="kernel", cpus=4)
+    machine.pio.register(Device(count), PORT, 1)
+    machine.load(several("mov %edi, %eax; mov $0x300, %dx; " + times("out %al, (%dx)")))
+    assert machine.run(LONG).stop == Halted()
     assert total == [4 * TIMES]
     assert seen == dict.fromkeys(range(4), TIMES)
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_bytes_that_four_cpus_print_all_arrive(irqchip: str) -> None:
-    with Machine("2M", irqchip=irqchip, cpus=4) as machine:
-        machine.load(several("lea 'a'(%rdi), %eax; mov $0x3f8, %dx; " + times("out %al, (%dx)")))
-        result = machine.run(LONG)
+def test_bytes_that_four_cpus_print_all_arrive(guest: Guests, irqchip: str) -> None:
+    result = guest(
+        several("lea 'a'(%rdi), %eax; mov $0x3f8, %dx; " + times("out %al, (%dx)")),
+        timeout=LONG,
+        memory="2M",
+        irqchip=irqchip,
+        cpus=4,
+    )
     assert result.stop == Halted()
     assert Counter(result.serial.text) == dict.fromkeys("abcd", TIMES)
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_a_cmos_byte_that_four_cpus_count_in_under_a_lock_is_right(irqchip: str) -> None:
+def test_a_cmos_byte_that_four_cpus_count_in_under_a_lock_is_right(guest: Guests, irqchip: str) -> None:
     step = """
 2:      lock btsl $0, data
         jc      2b
@@ -330,20 +325,20 @@ def test_a_cmos_byte_that_four_cpus_count_in_under_a_lock_is_right(irqchip: str)
         inc     %eax
         out     %al, $0x71
         movl    $0, data"""
-    with Machine("2M", irqchip=irqchip, cpus=4) as machine:
-        machine.load(several(times(step, 50)))
-        assert machine.run(LONG).stop == Halted()
-        with machine.lock:
-            machine.pio.write(0x70, b"\x50")
-            assert machine.pio.read(0x71, 1) == bytes([200])
+    machine = guest.machine("2M", irqchip=irqchip, cpus=4)
+    machine.load(several(times(step, 50)))
+    assert machine.run(LONG).stop == Halted()
+    with machine.lock:
+        machine.pio.write(0x70, b"\x50")
+        assert machine.pio.read(0x71, 1) == bytes([200])
 
 
-def test_devices_of_all_kinds_bear_four_cpus_at_once() -> None:
+def test_devices_of_all_kinds_bear_four_cpus_at_once(guest: Guests) -> None:
     ports = [0x21, 0xA1, 0x40, 0x43, 0x60, 0x64, 0x70, 0x71, 0x3D4, 0x3D5, 0x3F9, 0x3FA, 0x510, 0x511, 0x600, 0xCF8]
     accesses = "; ".join(f"mov ${port}, %dx; mov %ecx, %eax; out %al, (%dx); in (%dx), %al" for port in ports)
-    with Machine("2M", irqchip="split", cpus=4) as machine:
-        machine.load(several(times(accesses, 30)))
-        assert isinstance(machine.run(LONG).stop, Halted | ResetRequested)
+    machine = guest.machine("2M", irqchip="split", cpus=4)
+    machine.load(several(times(accesses, 30)))
+    assert isinstance(machine.run(LONG).stop, Halted | ResetRequested)
 
 
 # ---- interrupts between CPUs ----
@@ -393,18 +388,16 @@ idt:    .skip   16 * 3
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 def test_cpus_that_wake_each_other_by_nmi_are_never_taken_for_idle(
-    irqchip: str, monkeypatch: pytest.MonkeyPatch
+    guest: Guests, irqchip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are halted with interrupts off most of the time, and an NMI is on its way from one to the other."""
     monkeypatch.setattr(runloop, "TICK", 0.001)  # look a hundred times as often
-    with Machine("2M", irqchip=irqchip, cpus=2) as machine:
-        machine.load(several(NMI_PING_PONG))
-        assert machine.run(LONG).stop == DebugExitWritten(7)
+    assert guest(several(NMI_PING_PONG), timeout=LONG, memory="2M", irqchip=irqchip, cpus=2).stop == DebugExitWritten(7)
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 @pytest.mark.parametrize("cpu", [0, 1])
-def test_an_nmi_from_outside_reaches_the_cpu_it_is_for(irqchip: str, cpu: int) -> None:
+def test_an_nmi_from_outside_reaches_the_cpu_it_is_for(guest: Guests, irqchip: str, cpu: int) -> None:
     work = """
         set_gate idt, 2, taken
         lidt    pointer
@@ -425,21 +418,21 @@ pointer:
         .balign 16
 idt:    .skip   16 * 3
     """
-    with Machine("2M", irqchip=irqchip, cpus=2) as machine:
-        ready: list[bytes] = []
+    machine = guest.machine("2M", irqchip=irqchip, cpus=2)
+    ready: list[bytes] = []
 
-        def on_ready(offset: int, data: bytes) -> None:
-            ready.append(data)
-            if len(ready) == 2:
-                machine.nmi(cpu)
+    def on_ready(offset: int, data: bytes) -> None:
+        ready.append(data)
+        if len(ready) == 2:
+            machine.nmi(cpu)
 
-        machine.pio.register(Device(on_ready), PORT, 2)
-        image = several(work)
-        for _ in range(50):
-            ready.clear()
-            machine.load(image)
-            result = machine.run(LONG)
-            assert (result.stop, result.cpu) == (DebugExitWritten(cpu), cpu), "it is on its way: this is not idleness"
+    machine.pio.register(Device(on_ready), PORT, 2)
+    image = several(work)
+    for _ in range(50):
+        ready.clear()
+        machine.load(image)
+        result = machine.run(LONG)
+        assert (result.stop, result.cpu) == (DebugExitWritten(cpu), cpu), "it is on its way: this is not idleness"
 
 
 # ---- bad input ----
@@ -466,16 +459,16 @@ def test_a_device_or_an_irqchip_that_there_is_not_is_refused_with_those_there_ar
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_a_time_limit_that_is_none_ends_the_run_of_all_cpus(timeout: float) -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        machine.load(several(SPIN))
-        with pytest.raises(ConfigurationError, match="time limit"):
-            machine.run(timeout)
-        assert machine.run(0.05).stop == TimedOut(0.05)
+def test_a_time_limit_that_is_none_ends_the_run_of_all_cpus(guest: Guests, timeout: float) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    machine.load(several(SPIN))
+    with pytest.raises(ConfigurationError, match="time limit"):
+        machine.run(timeout)
+    assert machine.run(0.05).stop == TimedOut(0.05)
 
 
-def test_an_nmi_for_a_cpu_that_there_is_not_is_refused() -> None:
-    with Machine("2M", irqchip="kernel", cpus=2) as machine:
-        for cpu in (-1, 2):
-            with pytest.raises(ConfigurationError, match="0 to 1"):
-                machine.nmi(cpu)
+def test_an_nmi_for_a_cpu_that_there_is_not_is_refused(guest: Guests) -> None:
+    machine = guest.machine("2M", irqchip="kernel", cpus=2)
+    for cpu in (-1, 2):
+        with pytest.raises(ConfigurationError, match="0 to 1"):
+            machine.nmi(cpu)
