@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import threading
@@ -16,9 +15,10 @@ from pykvm import Machine, assemble
 from pykvm.boot import find_guest, open_image
 from pykvm.devices import parse_keys
 from pykvm.errors import ConfigurationError, KvmError
-from pykvm.kvm import Exit, IoapicEoi, MsiRoute
+from pykvm.kvm import IoapicEoi, MsiRoute
 from pykvm.machine import DebugExitWritten, Halted, RunResult, Stopped
-from pykvm.testing import Guests
+from pykvm.testing import Guests, WatchedMachine
+from pykvm.testing.exits import select
 
 IRQCHIPS = ("user", "kernel", "split")
 WITH_APIC = ("kernel", "split")
@@ -166,7 +166,7 @@ class Port:
 class Bench:
     """A machine with a guest that tells what happens to it."""
 
-    def __init__(self, machine: Machine, count: int) -> None:
+    def __init__(self, machine: WatchedMachine, count: int) -> None:
         self.machine = machine
         self.port = Port()
         self._count = count
@@ -202,24 +202,9 @@ class Bench:
 def bench(irqchip: str, *code: str, irq5: str = IRQ5, **arguments: object) -> Iterator[Bench]:
     image = assemble("\n".join([HEAD, *code, HANDLERS, irq5, TAIL]))
     count = next(symbol.address for symbol in image.symbols if symbol.name == "count")
-    with Machine("2M", irqchip=irqchip, **arguments) as machine:  # type: ignore[arg-type]
+    with WatchedMachine("2M", irqchip=irqchip, **arguments) as machine:  # type: ignore[arg-type]
         machine.load(image)
         yield Bench(machine, count)
-
-
-class Exits:
-    """An observer that keeps the exits of one kind."""
-
-    def __init__(self, kind: type[Exit]) -> None:
-        self.seen: list[Exit] = []
-        self._kind = kind
-
-    def exit(self, vcpu: int, exit: Exit) -> None:
-        if isinstance(exit, self._kind):
-            self.seen.append(exit)
-
-    def tick(self) -> None:
-        pass
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -242,16 +227,20 @@ APIC_GUESTS = ("16-lapic-timer", "23-nmi")
         *((name, irqchip) for name in APIC_GUESTS for irqchip in WITH_APIC),
     ],
 )
-def test_a_guest_prints_the_same_under_every_arrangement(name: str, irqchip: str) -> None:
-    guest = find_guest(name)
-    assert guest is not None
-    source = io.BytesIO(guest.input.encode())
-    with Machine(guest.memory, irqchip=irqchip, serial_input=source.read) as machine:
-        machine.board.keyboard.enqueue(parse_keys(guest.keys))
-        machine.load(open_image(guest.image), mode=guest.mode)
-        result = machine.run(LIMIT)
-    assert result.serial.text == guest.expect.serial
-    assert result.status == guest.expect.status
+def test_a_guest_prints_the_same_under_every_arrangement(guest: Guests, name: str, irqchip: str) -> None:
+    bundled = find_guest(name)
+    assert bundled is not None
+    result = guest(
+        open_image(bundled.image),
+        mode=bundled.mode,
+        input=bundled.input.encode(),
+        setup=lambda machine: machine.board.keyboard.enqueue(parse_keys(bundled.keys)),
+        timeout=LIMIT,
+        memory=bundled.memory,
+        irqchip=irqchip,
+    )
+    assert result.serial.text == bundled.expect.serial
+    assert result.run.status == bundled.expect.status
 
 
 # ---- the 8259A pair ----
@@ -590,9 +579,8 @@ def check_level(told: list[int], times: int, ends_early: bool) -> None:
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 def test_a_level_triggered_pin_that_stays_active_fires_again_after_its_eoi(irqchip: str, ends_early: bool) -> None:
-    exits = Exits(IoapicEoi)
     code = "lapic_on; ioapic_write 20, VECTOR|IOAPIC_LEVEL; tell 0xff;" + WAIT.format(count=3)
-    with bench(irqchip, code, observers=[exits]) as guest:
+    with bench(irqchip, code) as guest:
 
         def act(value: int) -> None:
             if value == 0xFF:
@@ -604,14 +592,14 @@ def test_a_level_triggered_pin_that_stays_active_fires_again_after_its_eoi(irqch
         guest.run()
     assert guest.told[:4] == [0xFF, VECTOR, VECTOR, VECTOR]
     check_level(guest.told, 3, ends_early)
-    assert exits.seen == (guest.told.count(VECTOR) * [IoapicEoi(VECTOR)] if irqchip == "split" else [])
+    ends = select(guest.machine.watched.exits(), IoapicEoi)
+    assert ends == (guest.told.count(VECTOR) * [IoapicEoi(VECTOR)] if irqchip == "split" else [])
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
 def test_an_edge_triggered_pin_fires_once_for_each_edge(irqchip: str) -> None:
-    exits = Exits(IoapicEoi)
     code = "lapic_on; ioapic_write 21, VECTOR; tell 0xff;" + WAIT.format(count=2)
-    with bench(irqchip, code, observers=[exits]) as guest:
+    with bench(irqchip, code) as guest:
 
         def act(value: int) -> None:
             if value == 0xFF:
@@ -623,7 +611,7 @@ def test_an_edge_triggered_pin_fires_once_for_each_edge(irqchip: str) -> None:
         guest.port.act = act
         guest.run()
     assert guest.told == [0xFF, VECTOR, VECTOR, ARRIVED]
-    assert exits.seen == []
+    assert select(guest.machine.watched.exits(), IoapicEoi) == []
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)

@@ -11,9 +11,10 @@ from pykvm.devices import hpet, testdev
 from pykvm.devices.keyboard import Led
 from pykvm.devices.scancodes import keys_for_text, parse_keys
 from pykvm.errors import BusError, ConfigurationError
-from pykvm.kvm import Cap, Exit, IoOut, MmioWrite
+from pykvm.kvm import Cap, IoOut, MmioWrite
 from pykvm.machine import Halted, RunResult, TimedOut
 from pykvm.testing import Guests
+from pykvm.testing.exits import select
 from pykvm.units import Gpa, MiB
 
 ENOUGH = 30.0  # seconds
@@ -36,22 +37,6 @@ class Recorder:
     @property
     def data(self) -> bytes:
         return b"".join(data for name, data in self.log if name == self.name)
-
-
-class Exits:
-    """An observer that keeps all exits."""
-
-    def __init__(self) -> None:
-        self.all: list[Exit] = []
-
-    def exit(self, vcpu: int, exit: Exit) -> None:
-        self.all.append(exit)
-
-    def tick(self) -> None:
-        pass
-
-    def writes_to(self, port: int) -> list[IoOut]:
-        return [exit for exit in self.all if isinstance(exit, IoOut) and exit.port == port]
 
 
 def run(machine: Machine, code: str, mode: str = "real") -> RunResult:
@@ -106,20 +91,20 @@ main:
 """
 
 
-def receive(code: str, keys: str = "", irqchip: str = "none") -> bytes:
+def receive(guest: Guests, code: str, keys: str = "", irqchip: str = "none") -> bytes:
     """Return what the guest received; ``keys`` are typed when it is ready."""
 
     def type_when_ready(data: bytes) -> None:
         if data == b">":
             assert machine.board.keyboard.enqueue(parse_keys(keys))
 
-    with Machine("1M", irqchip=irqchip, debugcon_output=type_when_ready) as machine:
-        return run(machine, KEYBOARD + code).debugcon.data.replace(b">", b"")
+    machine = guest.machine("1M", irqchip=irqchip, debugcon_output=type_when_ready)
+    return run(machine, KEYBOARD + code).debugcon.data.replace(b">", b"")
 
 
 @pytest.mark.parametrize("irqchip", ["none", "user", "kernel"])
-def test_a_script_of_keys_is_read_in_set_1_by_polling(irqchip: str) -> None:
-    assert receive("ready \n receive 6", "a shift-b", irqchip) == bytes.fromhex("1e 9e 2a 30 b0 aa")
+def test_a_script_of_keys_is_read_in_set_1_by_polling(guest: Guests, irqchip: str) -> None:
+    assert receive(guest, "ready \n receive 6", "a shift-b", irqchip) == bytes.fromhex("1e 9e 2a 30 b0 aa")
 
 
 def test_text_is_typed_key_by_key(guest: Guests) -> None:
@@ -132,24 +117,24 @@ def test_text_is_typed_key_by_key(guest: Guests) -> None:
     assert data[:6] == bytes.fromhex("2a 23 a3 aa 12 92")
 
 
-def test_without_translation_the_keys_come_in_set_2() -> None:
-    data = receive("command 0x60 \n send 0x04 \n ready \n receive 9", "a shift-b")
+def test_without_translation_the_keys_come_in_set_2(guest: Guests) -> None:
+    data = receive(guest, "command 0x60 \n send 0x04 \n ready \n receive 9", "a shift-b")
     assert data == bytes.fromhex("1c f0 1c 12 32 f0 32 f0 12")
 
 
-def test_what_was_in_the_output_buffer_stays_translated() -> None:
-    data = receive("ready \n command 0x60 \n send 0x04 \n receive 3", "a")
+def test_what_was_in_the_output_buffer_stays_translated(guest: Guests) -> None:
+    data = receive(guest, "ready \n command 0x60 \n send 0x04 \n receive 3", "a")
     assert data == bytes.fromhex("1e f0 1c")
 
 
-def test_a_key_that_the_at_did_not_have_has_its_prefix_in_both_sets() -> None:
-    assert receive("ready \n receive 4", "left") == bytes.fromhex("e0 4b e0 cb")
-    assert receive("command 0x60 \n send 0x04 \n ready \n receive 5", "left") == bytes.fromhex("e0 6b e0 f0 6b")
+def test_a_key_that_the_at_did_not_have_has_its_prefix_in_both_sets(guest: Guests) -> None:
+    assert receive(guest, "ready \n receive 4", "left") == bytes.fromhex("e0 4b e0 cb")
+    assert receive(guest, "command 0x60 \n send 0x04 \n ready \n receive 5", "left") == bytes.fromhex("e0 6b e0 f0 6b")
 
 
-def test_the_keyboard_itself_can_be_set_to_set_1() -> None:
+def test_the_keyboard_itself_can_be_set_to_set_1(guest: Guests) -> None:
     code = "command 0x60 \n send 0x04 \n send 0xf0 \n receive 1 \n send 0x01 \n receive 1 \n send 0xf0 \n receive 1"
-    data = receive(code + "\n send 0 \n receive 2 \n ready \n receive 2", "a")
+    data = receive(guest, code + "\n send 0 \n receive 2 \n ready \n receive 2", "a")
     assert data == bytes.fromhex("fa fa fa fa 01 1e 9e")
 
 
@@ -175,15 +160,15 @@ def test_the_lights_are_what_the_guest_sets(guest: Guests) -> None:
         ("command 0xd4 \n send 0xff \n receive 1", "fe"),
     ],
 )
-def test_keyboard_and_controller_answer_a_command(code: str, answer: str) -> None:
-    assert receive(code) == bytes.fromhex(answer)
+def test_keyboard_and_controller_answer_a_command(guest: Guests, code: str, answer: str) -> None:
+    assert receive(guest, code) == bytes.fromhex(answer)
 
 
 @pytest.mark.parametrize(("off", "on"), [("command 0xad", "command 0xae"), ("send 0xf5", "send 0xf4")])
-def test_a_keyboard_that_is_switched_off_sends_its_keys_later(off: str, on: str) -> None:
+def test_a_keyboard_that_is_switched_off_sends_its_keys_later(guest: Guests, off: str, on: str) -> None:
     answer = "receive 1" if off.startswith("send") else ""
     code = f"{off} \n {answer} \n ready \n in $0x64, %al \n out %al, $0xe9 \n {on} \n {answer} \n receive 2"
-    data = receive(code, "a").replace(b"\xfa", b"")
+    data = receive(guest, code, "a").replace(b"\xfa", b"")
     assert data[0] & 1 == 0
     assert data[1:] == b"\x1e\x9e"
 
@@ -197,9 +182,9 @@ def test_a_keyboard_that_is_switched_off_sends_its_keys_later(off: str, on: str)
     ],
     ids=["0x92", "dd and df", "d1"],
 )
-def test_port_0x92_and_the_keyboard_controller_tell_the_same_a20(close: str, open: str) -> None:
+def test_port_0x92_and_the_keyboard_controller_tell_the_same_a20(guest: Guests, close: str, open: str) -> None:
     tell = "in $0x92, %al \n out %al, $0xe9 \n command 0xd0 \n receive 1 \n"
-    data = receive(f"{tell} {close} \n {tell} {open} \n {tell}")
+    data = receive(guest, f"{tell} {close} \n {tell} {open} \n {tell}")
     assert [byte >> 1 & 1 for byte in data] == [1, 1, 0, 0, 1, 1]
 
 
@@ -350,11 +335,10 @@ def test_the_test_device_raises_an_interrupt(guest: Guests, irqchip: str, irq: i
     assert result.debugcon.text == "!!!"
 
 
-def test_lines_that_lead_nowhere_can_be_driven() -> None:
+def test_lines_that_lead_nowhere_can_be_driven(guest: Guests) -> None:
     code = ".code16\n mov $0x2000, %dx \n mov $24, %cx \n mov $1, %al \n next: out %al, (%dx) \n inc %dx \n loop next"
     for irqchip in ("none", "user", "kernel", "split"):
-        with Machine("1M", irqchip=irqchip, devices=["testdev"]) as machine:
-            run(machine, code)
+        run(guest.machine("1M", irqchip=irqchip, devices=["testdev"]), code)
 
 
 def test_the_test_devices_memory_echoes_and_each_access_is_an_exit(guest: Guests) -> None:
@@ -366,12 +350,11 @@ def test_the_test_devices_memory_echoes_and_each_access_is_an_exit(guest: Guests
         mov     0x10(%rbx), %rcx
         mov     0xfffc(%rbx), %esi
     """
-    exits = Exits()
-    machine = guest.machine("2M", devices=["testdev"], observers=[exits])
+    machine = guest.machine("2M", devices=["testdev"])
     registers = run(machine, code, "long").registers
     assert registers.rcx == 0x112233445566AA88
     assert registers.rsi == 0
-    assert MmioWrite(Gpa(testdev.MEMORY + 0x11), b"\xaa") in exits.all
+    assert MmioWrite(Gpa(testdev.MEMORY + 0x11), b"\xaa") in machine.watched.exits()
 
 
 # ---- doorbells ----
@@ -392,20 +375,18 @@ heard:  in      (%dx), %eax
 
 @pytest.mark.parametrize("irqchip", ["none", "kernel"])
 def test_every_ring_is_counted_and_none_is_an_exit(guest: Guests, irqchip: str) -> None:
-    exits = Exits()
-    machine = guest.machine("1M", irqchip=irqchip, devices=["doorbell"], observers=[exits])
+    machine = guest.machine("1M", irqchip=irqchip, devices=["doorbell"])
     registers = run(machine, RING.format(times=2000, then="", total=2000)).registers
     assert registers.rax & 0xFFFF_FFFF == 2000
-    assert exits.writes_to(0x5D0) == []
+    assert select(machine.watched.exits(), IoOut, port=0x5D0) == []
 
 
 def test_a_ring_of_another_width_counts_as_well_and_is_an_exit(guest: Guests) -> None:
-    exits = Exits()
-    machine = guest.machine("1M", devices=["doorbell"], observers=[exits])
+    machine = guest.machine("1M", devices=["doorbell"])
     code = RING.format(times=10, then="mov $0x5d0, %dx \n out %al, (%dx) \n out %ax, (%dx)", total=12)
     registers = run(machine, code).registers
     assert registers.rax & 0xFFFF_FFFF == 12
-    assert [exit.size for exit in exits.writes_to(0x5D0)] == [1, 2]
+    assert [exit.size for exit in select(machine.watched.exits(), IoOut, port=0x5D0)] == [1, 2]
 
 
 def test_all_rings_are_heard_before_the_run_returns(guest: Guests) -> None:
@@ -447,13 +428,12 @@ again:  mov     $7, %ax
 @pytest.mark.parametrize(("size", "store"), [(4, "mov %eax, (%rbx)"), (8, "mov %rax, (%rbx)")])
 def test_a_doorbell_in_memory_rings(guest: Guests, size: int, store: str) -> None:
     heard: list[int] = []
-    exits = Exits()
-    machine = guest.machine("2M", observers=[exits])
+    machine = guest.machine("2M")
     machine.on_doorbell(FREE_MEMORY, size, heard.append)
     code = f"mov ${FREE_MEMORY}, %ebx \n mov $100, %ecx \n again: {store} \n loop again \n movb $1, (%rbx)"
     run(machine, code, "long")
     assert sum(heard) == 100
-    assert [exit for exit in exits.all if isinstance(exit, MmioWrite)] == [MmioWrite(Gpa(FREE_MEMORY), b"\x01")]
+    assert select(machine.watched.exits(), MmioWrite) == [MmioWrite(Gpa(FREE_MEMORY), b"\x01")]
 
 
 def test_what_a_doorbells_callback_raises_ends_the_run(guest: Guests) -> None:
@@ -492,13 +472,12 @@ next:   out     %al, (%dx)
 @pytest.mark.parametrize("times", [1, 100, 1000])
 def test_every_write_kept_back_arrives_in_order(guest: Guests, times: int) -> None:
     recorder = Recorder()
-    exits = Exits()
-    machine = guest.machine("1M", observers=[exits])
+    machine = guest.machine("1M")
     machine.pio.register(recorder, FREE_PORT, 1)
     coalesce(machine, FREE_PORT, 1, pio=True)
     run(machine, COUNT_UP.format(port=FREE_PORT, times=times, then=""))
     assert recorder.data == bytes(index & 0xFF for index in range(times))
-    assert len(exits.writes_to(FREE_PORT)) < max(times / 4, 1)
+    assert len(select(machine.watched.exits(), IoOut, port=FREE_PORT)) < max(times / 4, 1)
 
 
 def test_writes_kept_back_are_there_when_time_runs_out(guest: Guests) -> None:
@@ -666,7 +645,7 @@ again:  mov     0xf0(%rbx), %r9
     assert registers.rsi == hpet.PERIOD
 
 
-def read_cmos(registers: Sequence[int], memory: str, cpus: int = 1) -> bytes:
+def read_cmos(guest: Guests, registers: Sequence[int], memory: str, cpus: int = 1) -> bytes:
     code = "\n".join(f"mov ${index}, %al; out %al, $0x70; in $0x71, %al; out %al, $0xe9" for index in registers)
     with Machine(memory, irqchip="kernel" if cpus > 1 else "none", cpus=cpus) as machine:
         return run(machine, ".code16\n" + code).debugcon.data
@@ -676,14 +655,16 @@ def read_cmos(registers: Sequence[int], memory: str, cpus: int = 1) -> bytes:
     ("memory", "base", "extended", "above_16m"),
     [("512K", 512, 0, 0), ("1M", 640, 0, 0), ("16M", 640, 15 * 1024, 0), ("96M", 640, 0xFFFF, 80 * 16)],
 )
-def test_cmos_memory_says_how_much_memory_there_is(memory: str, base: int, extended: int, above_16m: int) -> None:
-    data = read_cmos([0x15, 0x16, 0x17, 0x18, 0x30, 0x31, 0x34, 0x35], memory)
+def test_cmos_memory_says_how_much_memory_there_is(
+    guest: Guests, memory: str, base: int, extended: int, above_16m: int
+) -> None:
+    data = read_cmos(guest, [0x15, 0x16, 0x17, 0x18, 0x30, 0x31, 0x34, 0x35], memory)
     numbers = [int.from_bytes(data[at : at + 2], "little") for at in range(0, 8, 2)]
     assert numbers == [base, extended, extended, above_16m]
 
 
 def test_cmos_memory_says_how_many_cpus_there_are_and_keeps_what_is_written(guest: Guests) -> None:
-    assert read_cmos([0x5F], "1M", cpus=3) == b"\x02"
+    assert read_cmos(guest, [0x5F], "1M", cpus=3) == b"\x02"
     code = ".code16\n mov $0x40, %al; out %al, $0x70; mov $0x5a, %al; out %al, $0x71; xor %al, %al; in $0x71, %al"
     machine = guest.machine("1M")
     assert run(machine, code).registers.rax & 0xFF == 0x5A

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pykvm import Machine, assemble
-from pykvm.boot import Image, find_guest
+from pykvm.boot import Image, find_guest, open_image
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Shutdown
 from pykvm.machine import Crashed, DebugExitWritten, Halted, PoweredOff, ResetRequested, TimedOut, runloop
@@ -82,15 +82,13 @@ def fail_to_write(value: int) -> None:
 
 
 @pytest.mark.parametrize("irqchip", WITH_APIC)
-def test_four_cpus_count_to_100000_under_a_spinlock(irqchip: str) -> None:
-    guest = find_guest("20-spinlock")
-    assert guest is not None
-    with Machine(guest.memory, irqchip=irqchip, cpus=4) as machine:
-        machine.load(guest.image)
-        result = machine.run(60)
+def test_four_cpus_count_to_100000_under_a_spinlock(guest: Guests, irqchip: str) -> None:
+    bundled = find_guest("20-spinlock")
+    assert bundled is not None
+    result = guest(open_image(bundled.image), timeout=60, memory=bundled.memory, irqchip=irqchip, cpus=4)
     assert result.stop == Halted()
     assert result.serial.text == "100000\n"
-    assert [cpu.activity for cpu in result.cpus] == ["halted"] * 4
+    assert [cpu.activity for cpu in result.run.cpus] == ["halted"] * 4
 
 
 # ---- who is who ----
