@@ -13,7 +13,7 @@ from pykvm import GuestMemory, Machine, assemble
 from pykvm.devices import hpet
 from pykvm.devices.acpipm import Pm1Sts
 from pykvm.kvm import Exit, IoOut
-from pykvm.machine import DebugExitWritten, Halted, PoweredOff, ResetRequested, TimedOut
+from pykvm.machine import DebugExitWritten, Halted, PoweredOff, ResetRequested, Stop, TimedOut
 from pykvm.memory import platform
 from pykvm.testing import Guests
 
@@ -177,11 +177,9 @@ def machine_with_a_finger(irqchip: str = "none", cpus: int = 1, memory: str = "2
             on_sleep.join()
 
 
-def run_real_mode(code: str, **arguments: object) -> object:
-    with Machine("2M", **arguments) as machine:  # type: ignore[arg-type]
-        machine.load(assemble(NUMBERS + ".code16\n" + code, mode="real"))
-        result = machine.run(ENOUGH)
-    assert result.status == 0
+def run_real_mode(guest: Guests, code: str, irqchip: str = "none") -> Stop:
+    result = guest(NUMBERS + ".code16\n" + code, mode="real", timeout=ENOUGH, memory="2M", irqchip=irqchip)
+    assert result.run.status == 0
     return result.stop
 
 
@@ -200,14 +198,14 @@ def run_real_mode(code: str, **arguments: object) -> object:
     ],
 )
 @pytest.mark.parametrize("irqchip", ["none", "kernel"])
-def test_each_port_that_resets_ends_the_run(code: str, port: str, irqchip: str) -> None:
-    stop = run_real_mode(f"{code}\n mov $1, %al; out %al, $0xf4", irqchip=irqchip)
+def test_each_port_that_resets_ends_the_run(guest: Guests, code: str, port: str, irqchip: str) -> None:
+    stop = run_real_mode(guest, f"{code}\n mov $1, %al; out %al, $0xf4", irqchip=irqchip)
     assert isinstance(stop, ResetRequested)
     assert stop.by.endswith(port)
     assert port in str(stop)
 
 
-def test_what_only_prepares_a_reset_does_not_reset() -> None:
+def test_what_only_prepares_a_reset_does_not_reset(guest: Guests) -> None:
     code = """
         mov     $0xcf9, %dx
         mov     $0x02, %al                      # a hard reset, later
@@ -221,7 +219,7 @@ def test_what_only_prepares_a_reset_does_not_reset() -> None:
         out     %eax, (%dx)
         hlt
     """
-    assert run_real_mode(code) == Halted()
+    assert run_real_mode(guest, code) == Halted()
 
 
 # ---- tables, as a guest finds them ----
@@ -349,34 +347,31 @@ ACPI_ENABLE = """
 """
 
 
-def run_by_the_tables(then: str, irqchip: str = "none") -> object:
-    with Machine("2M", irqchip=irqchip) as machine:
-        machine.load(assemble(BY_THE_TABLES.format(then=then), mode="long"))
-        result = machine.run(ENOUGH)
-    return result.stop
+def run_by_the_tables(guest: Guests, then: str, irqchip: str = "none") -> Stop:
+    return guest(BY_THE_TABLES.format(then=then), mode="long", timeout=ENOUGH, memory="2M", irqchip=irqchip).stop
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
-def test_a_guest_that_knows_only_acpi_reads_the_pm_timer_and_powers_off(irqchip: str) -> None:
-    assert run_by_the_tables(POWER_OFF, irqchip) == PoweredOff()
+def test_a_guest_that_knows_only_acpi_reads_the_pm_timer_and_powers_off(guest: Guests, irqchip: str) -> None:
+    assert run_by_the_tables(guest, POWER_OFF, irqchip) == PoweredOff()
 
 
-def test_the_reset_register_of_the_fadt_resets() -> None:
-    stop = run_by_the_tables(RESET)
+def test_the_reset_register_of_the_fadt_resets(guest: Guests) -> None:
+    stop = run_by_the_tables(guest, RESET)
     assert isinstance(stop, ResetRequested)
     assert stop.by == "port 0xcf9"
 
 
-def test_acpi_is_switched_on_as_the_fadt_says() -> None:
-    assert run_by_the_tables(ACPI_ENABLE) == DebugExitWritten(0b10)
+def test_acpi_is_switched_on_as_the_fadt_says(guest: Guests) -> None:
+    assert run_by_the_tables(guest, ACPI_ENABLE) == DebugExitWritten(0b10)
 
 
-def test_a_power_off_has_status_0() -> None:
-    assert run_real_mode("out16 PM1_CNT, GO_TO_S5") == PoweredOff()
+def test_a_power_off_has_status_0(guest: Guests) -> None:
+    assert run_real_mode(guest, "out16 PM1_CNT, GO_TO_S5") == PoweredOff()
 
 
-def test_a_sleep_state_that_the_dsdt_does_not_name_has_no_effect() -> None:
-    assert run_real_mode("out16 PM1_CNT, 1 << 13 | 7 << 10\n hlt") == Halted()
+def test_a_sleep_state_that_the_dsdt_does_not_name_has_no_effect(guest: Guests) -> None:
+    assert run_real_mode(guest, "out16 PM1_CNT, 1 << 13 | 7 << 10\n hlt") == Halted()
 
 
 def find(memory: GuestMemory, signature: bytes, start: int, end: int) -> int | None:

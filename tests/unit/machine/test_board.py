@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pykvm.devices import Bus, Doorbell, ManualClock, hpet, testdev
+from pykvm.devices import Doorbell, hpet, testdev
 from pykvm.devices.acpipm import Pm1Cnt, Pm1En, Pm1Sts
 from pykvm.devices.rtc import RegA, RegB
 from pykvm.errors import BusError, ConfigurationError
@@ -15,6 +15,7 @@ from pykvm.machine import board as board_module
 from pykvm.machine.board import OPTIONAL_DEVICES, Board, Wishes, check_device
 from pykvm.machine.interrupts import Interrupts
 from pykvm.memory import GuestMemory, layout, platform
+from pykvm.testing import DeviceBench
 
 SECOND = 1_000_000_000
 PM1_STS, PM1_EN, PM1_CNT = platform.PM1_EVENT, platform.PM1_EVENT + 2, platform.PM1_CONTROL
@@ -22,12 +23,12 @@ GO_TO_S3 = Pm1Cnt.SLP_EN.value | platform.SLP_TYP_S3 << 10
 GO_TO_S5 = Pm1Cnt.SLP_EN.value | platform.SLP_TYP_S5 << 10
 
 
-class Machine:
+class Machine(DeviceBench):
     """A machine without KVM: buses, a board, and a note of what was asked."""
 
     def __init__(self, memory: int | str = "1M", cpus: int = 1) -> None:
-        self.pio, self.mmio = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
-        self.clock, self.interrupts = ManualClock(), Interrupts()
+        super().__init__()
+        self.interrupts = Interrupts()
         self.asked: list[object] = []
         self.asleep = False
         self.doorbells: dict[int, Callable[[int], None]] = {}

@@ -11,6 +11,7 @@ from pykvm.devices.state import Stateful
 from pykvm.machine.board import OPTIONAL_DEVICES, Board, Wishes
 from pykvm.machine.interrupts import Interrupts
 from pykvm.memory import GuestMemory
+from pykvm.testing import DeviceBench
 
 # What connects a device with others, or follows from its other attributes: all else it has to remember.
 WIRING = {
@@ -56,14 +57,14 @@ class _AllChips(Interrupts):
 
 
 def make_board(interrupts: Interrupts) -> tuple[Board, Bus, Bus]:
-    pio, mmio = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
+    bench = DeviceBench()
     with GuestMemory("1M") as memory:  # its size is asked for, and no test reads it
         board = Board(
-            pio,
-            mmio,
+            bench.pio,
+            bench.mmio,
             memory,
             interrupts,
-            ManualClock(),
+            bench.clock,
             Wishes(lambda v: None, lambda by: None, lambda s: None, lambda: False, lambda port, size, callback: None),
             cpus=1,
             serial_output=lambda data: None,
@@ -71,7 +72,7 @@ def make_board(interrupts: Interrupts) -> tuple[Board, Bus, Bus]:
             debugcon_output=lambda data: None,
             screen_memory=lambda offset, size: bytes(size),
         )
-    return board, pio, mmio
+    return board, bench.pio, bench.mmio
 
 
 @pytest.fixture

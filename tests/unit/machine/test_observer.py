@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from pykvm.devices import Bus
 from pykvm.kvm import Exit, Hypercall, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr
-from pykvm.machine import ExitHandlers, LastExits, Observer, RunLoop
-from pykvm.machine.scripted import ScriptedVcpu
+from pykvm.machine import ExitHandlers, LastExits, Observer, RunLoop, ScriptedVcpu
+from pykvm.testing import DeviceBench
 from pykvm.units import Gpa
 
 
@@ -46,9 +45,8 @@ class Controller:
 
 def loop(vcpu: ScriptedVcpu, *observers: Observer, handlers: ExitHandlers | None = None) -> RunLoop:
     interrupts = Controller() if vcpu.interruptible else None
-    return RunLoop(
-        vcpu, Bus("port", 1 << 16), Bus("MMIO", 1 << 52), observers, interrupts=interrupts, handlers=handlers
-    )
+    bench = DeviceBench()
+    return RunLoop(vcpu, bench.pio, bench.mmio, observers, interrupts=interrupts, handlers=handlers)
 
 
 @pytest.mark.parametrize(
