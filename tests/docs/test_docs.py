@@ -43,7 +43,7 @@ def hidden(path="/dev/kvm"):
 
 Kvm.open = hidden
 """
-TIME_LIMIT = 30  # seconds for one command
+TIME_LIMIT = 60  # seconds for one command; some of them are whole runs of pytest
 
 
 @dataclass(frozen=True)
