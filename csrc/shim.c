@@ -37,6 +37,8 @@
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
 
+#define PAGE_SIZE 4096
+
 /* The shim's own signal: a real-time one, so that nobody else's alarm or child ends up here. */
 #define KICK_SIGNAL (SIGRTMIN + 5)
 
@@ -70,6 +72,22 @@ int pykvm_ioctl(int fd, unsigned long request, uint64_t argument)
 int pykvm_ioctl_pointer(int fd, unsigned long request, void *argument)
 {
 	return result_or_errno(ioctl(fd, request, argument));
+}
+
+/*
+ * Issue count ioctls, one after another, up to the first that does not return what is wanted; returns how many did.
+ * *result is then what that one returned, or -errno.
+ */
+int pykvm_issue(const struct pykvm_step *steps, int count, int *result)
+{
+	int done;
+
+	for (done = 0; done < count; done++) {
+		*result = result_or_errno(ioctl(steps[done].fd, steps[done].request, steps[done].argument));
+		if (*result != steps[done].wanted)
+			break;
+	}
+	return done;
 }
 
 /*
@@ -110,6 +128,32 @@ int pykvm_set_user_memory_region(int vm_fd, uint32_t slot, uint32_t flags, uint6
 	};
 
 	return result_or_errno(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &region));
+}
+
+/*
+ * Make those of memory's pages that bitmap has a bit for what they are in saved: an array of pages, NULL for zeros.
+ * bitmap is what KVM_GET_DIRTY_LOG fills: whole words, low bit first. Returns how many there were.
+ */
+int64_t pykvm_put_back(void *memory, uint64_t pages, const uint64_t *bitmap, const void *const *saved)
+{
+	int64_t done = 0;
+
+	for (uint64_t first = 0; first < pages; first += 64) {
+		/* Each turn takes the lowest bit away. */
+		for (uint64_t word = bitmap[first / 64]; word; word &= word - 1) {
+			uint64_t page = first + (uint64_t)__builtin_ctzll(word);
+
+			if (page >= pages)
+				break;
+			/* SAFETY: the caller owns memory and saved, which have this many pages, and keeps them. */
+			if (saved[page])
+				memcpy((char *)memory + page * PAGE_SIZE, saved[page], PAGE_SIZE);
+			else
+				memset((char *)memory + page * PAGE_SIZE, 0, PAGE_SIZE);
+			done++;
+		}
+	}
+	return done;
 }
 
 static void ask_to_leave(struct pykvm_vcpu *vcpu)

@@ -51,15 +51,25 @@ struct pykvm_vcpu {
 	int ticking;	    /* whether timer exists */
 };
 
+/* One ioctl of several, and what it returns when all is well. The caller keeps what argument points to alive. */
+struct pykvm_step {
+	int fd;
+	int wanted;
+	unsigned long request;
+	void *argument;
+};
+
 int pykvm_open(const char *path);
 int pykvm_close(int fd);
 int pykvm_ioctl(int fd, unsigned long request, uint64_t argument);
 int pykvm_ioctl_pointer(int fd, unsigned long request, void *argument);
+int pykvm_issue(const struct pykvm_step *steps, int count, int *result);
 int pykvm_map(int fd, uint64_t offset, uint64_t size, void **mapping);
 int pykvm_unmap(void *mapping, uint64_t size);
 
 int pykvm_create_vm(int kvm_fd, uint64_t type);
 int pykvm_set_user_memory_region(int vm_fd, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t size, void *memory);
+int64_t pykvm_put_back(void *memory, uint64_t pages, const uint64_t *bitmap, const void *const *saved);
 
 int pykvm_create_vcpu(int vm_fd, uint64_t id, uint64_t run_size, struct pykvm_vcpu *vcpu);
 int pykvm_close_vcpu(struct pykvm_vcpu *vcpu);

@@ -22,7 +22,7 @@ class RestorePlan:
 
     def __init__(self, devices: Iterable[tuple[Stateful, Checked]]) -> None:
         self._attributes: list[tuple[Callable[[dict[str, object]], None], dict[str, object]]] = []
-        self._templates: list[tuple[Stateful, str, bytearray | deque[object]]] = []
+        self._templates: list[tuple[dict[str, object], str, bytearray | deque[object]]] = []
         self._hooks: list[Callable[[], None]] = []
         self._walked: list[tuple[Stateful, Checked]] = []  # which only ``Stateful.restore`` knows how to restore
         for device, state in devices:
@@ -35,8 +35,9 @@ class RestorePlan:
         """Restore them all, as ``Stateful.restore`` would."""
         for update, values in self._attributes:
             update(values)
-        for device, name, template in self._templates:
-            setattr(device, name, template.copy())
+        for attributes, name, template in self._templates:
+            if attributes[name] != template:  # looking is quicker than copying
+                attributes[name] = template.copy()
         for device, state in self._walked:
             device.restore(state)
         for hook in self._hooks:
@@ -45,7 +46,7 @@ class RestorePlan:
     def _add(self, device: Stateful, state: Checked) -> None:
         if state.values:
             self._attributes.append((vars(device).update, dict(state.values)))
-        self._templates += [(device, name, template) for name, template in state.templates]
+        self._templates += [(vars(device), name, template) for name, template in state.templates]
         for part, below in zip(device.direct_parts(), state.parts, strict=True):
             self._add(part, below)
         if type(device)._restored is not Stateful._restored:

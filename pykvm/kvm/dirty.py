@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import KvmError
+from pykvm.kvm.batch import Step
 from pykvm.kvm.descriptor import check_error
 from pykvm.kvm.shared import SharedPages
 from pykvm.units import PAGE_SIZE, Gpa
@@ -85,20 +86,25 @@ class DirtyLog:
     def __init__(self, slot: int, gpa: Gpa, size: int) -> None:
         self.gpa = gpa
         self.size = size
-        self._bitmap = ffi.new("uint8_t[]", (size // PAGE_SIZE + 63) // 64 * 8)
-        self._c = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": self._bitmap})
-        self._view = ffi.buffer(self._bitmap)
+        self.bitmap = ffi.new("uint8_t[]", (size // PAGE_SIZE + 63) // 64 * 8)
+        self._c = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": self.bitmap})
+        self._view = ffi.buffer(self.bitmap)
         self._last: tuple[bytes, list[Gpa]] = (b"", [])
+
+    def step(self, fd: int) -> Step:
+        """Return the ioctl that fills ``bitmap``, of the VM ``fd``: a bit a page, low bit first, in whole words."""
+        return Step(fd, "KVM_GET_DIRTY_LOG", self._c, explain=self._explain)
 
     def pages(self, fd: int) -> list[Gpa]:
         """Return the pages written since the last call, lowest first, of the VM ``fd``. Raises: KvmError."""
-        result = lib.pykvm_ioctl_pointer(fd, lib.KVM_GET_DIRTY_LOG, self._c)
-        if result < 0:
-            check_error(result, "KVM_GET_DIRTY_LOG", f"gpa={self.gpa:#x}")
+        self._explain(lib.pykvm_ioctl_pointer(fd, lib.KVM_GET_DIRTY_LOG, self._c))
         bitmap = bytes(self._view)
         if bitmap != self._last[0]:  # a guest that is restored again and again writes the same pages again and again
             self._last = bitmap, list(logged_pages(memoryview(bitmap).cast("Q"), self.gpa))
         return self._last[1]
+
+    def _explain(self, result: int) -> None:
+        check_error(result, "KVM_GET_DIRTY_LOG", f"gpa={self.gpa:#x}")
 
 
 def logged_pages(words: Sequence[int] | memoryview, gpa: Gpa) -> Iterator[Gpa]:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError
+from pykvm.kvm.batch import Batch, Step
 from pykvm.kvm.constants import ClockFlag, IrqchipId
 from pykvm.kvm.descriptor import Descriptor, check_error, fill_state, kernel_values
 from pykvm.kvm.routing import Route, routing_table, split_address
@@ -202,8 +203,12 @@ class VmInterrupts(Descriptor):
 
     def load_state(self, saved: SavedVm) -> None:
         """Put back what ``save_state`` returned, of this VM or of one made alike. Raises: KvmError."""
+        Batch(self.load_steps(saved)).issue()
+
+    def load_steps(self, saved: SavedVm) -> list[Step]:
+        """Return the ioctls of ``load_state``, for who issues them often."""
         self._check_open()
-        saved.load(self._fd)
+        return saved.steps(self._fd)
 
 
 def _why_no_chip(chip_id: int) -> dict[int, str]:

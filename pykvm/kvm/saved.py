@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Self
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError, KvmError
+from pykvm.kvm.batch import Step
 from pykvm.kvm.constants import IrqchipId
 from pykvm.kvm.descriptor import check_error
 
@@ -83,13 +84,6 @@ class _Saved:
 
     def __init__(self, structures: Mapping[str, CData]) -> None:
         self._structures = dict(structures)
-        present = [piece for piece in self._known if piece.name in structures]
-        # What load() loops over: the ioctl, its argument, and what the kernel returns when all is well.
-        self._steps = tuple(
-            (getattr(lib, piece.set), structures[piece.name], _wanted(piece, structures[piece.name]))
-            for piece in present
-        )
-        self._names = tuple(piece.set for piece in present)
 
     @property
     def pieces(self) -> dict[str, bytes]:
@@ -107,13 +101,11 @@ class _Saved:
             raise ConfigurationError(f"KVM's state lacks {', '.join(missing)}")
         return {name: _from_bytes(known[name], data) for name, data in pieces.items()}
 
-    def load(self, fd: int) -> None:
-        """Put everything back by the descriptor ``fd``. Raises: KvmError that names the ioctl, or the MSR."""
-        ioctl = lib.pykvm_ioctl_pointer
-        for position, (request, c, wanted) in enumerate(self._steps):
-            result = ioctl(fd, request, c)
-            if result != wanted:
-                _explain(self._names[position], result, c)
+    def steps(self, fd: int) -> list[Step]:
+        """Return the ioctls of ``fd`` that put everything back; a KvmError of theirs names the ioctl, or the MSR."""
+        return [
+            _step(fd, piece, self._structures[piece.name]) for piece in self._known if piece.name in self._structures
+        ]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
@@ -245,8 +237,10 @@ def _from_bytes(piece: _Piece, data: bytes) -> CData:
     return c
 
 
-def _wanted(piece: _Piece, c: CData) -> int:
-    return int(c.nmsrs) if piece.name == "msrs" else 0
+def _step(fd: int, piece: _Piece, c: CData) -> Step:
+    if piece.name != "msrs":
+        return Step(fd, piece.set, c)
+    return Step(fd, piece.set, c, int(c.nmsrs), lambda done: _explain(piece.set, done, c))
 
 
 def _explain(name: str, result: int, c: CData) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError, InUseError, KvmError, UnansweredReadError
+from pykvm.kvm.batch import Batch, Step
 from pykvm.kvm.constants import ExitReason
 from pykvm.kvm.descriptor import Explanation, check_error
 from pykvm.kvm.exits import Exit, Hypercall, Intr, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr, decode
@@ -132,8 +133,13 @@ class Vcpu(VcpuState, StatsSource):
     def abandon(self) -> None:
         """Have done with the instruction of the last exit, whatever it still wants: all registers are to be set anew.
 
-        Else the kernel would finish it later, and RIP with it. Raises: KvmError.
+        Else the kernel would finish it later, and RIP with it.
+
+        Raises: KvmError; InUseError if another thread runs this vCPU; ClosedError.
         """
+        self._check_usable("loaded")
+        if not self._incomplete:
+            return
         for _ in range(_MOST_PARTS):
             if self._unanswered is not None:
                 self.complete(self._unanswered, bytes(_answer_size(self._unanswered)))
@@ -220,7 +226,16 @@ class Vcpu(VcpuState, StatsSource):
         self._check_usable("loaded")
         if self._incomplete:
             raise InUseError(f"{self.label} is in the middle of an instruction: abandon() it first")
-        saved.load(self._fd)
+        Batch(self.load_steps(saved)).issue()
+        self.show(saved)
+
+    def load_steps(self, saved: SavedVcpu) -> list[Step]:
+        """Return the ioctls of ``load_state``, for who issues them often; ``abandon()`` before and ``show()`` after."""
+        self._check_open()
+        return saved.steps(self._fd)
+
+    def show(self, saved: SavedVcpu) -> None:
+        """Let ``struct kvm_run`` say of this vCPU what ``saved`` says."""
         self._page[SHOWN] = saved.shown
 
     # ---- what struct kvm_run says and takes beside the exit ----

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from pykvm.kvm.exits import IoOut, MmioWrite
 from pykvm.kvm.interrupts import VmInterrupts
 from pykvm.kvm.stats import StatsSource
 from pykvm.kvm.vcpu import Vcpu
+from pykvm.kvm.written import WrittenPages
 from pykvm.units import PAGE_SIZE, Gpa, Hva, is_aligned
 
 if TYPE_CHECKING:
@@ -225,6 +226,20 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         with self._dirty_lock:
             self._check_open()
             return self._pages_of_rings() if self._dirty_ring_size else self._pages_of_logs()
+
+    @property
+    def has_dirty_rings(self) -> bool:
+        """Return whether written pages are told by rings, rather than by the dirty log."""
+        return self._dirty_ring_size > 0
+
+    def written_pages(self, saved: Iterable[tuple[Gpa, bytes]]) -> WrittenPages:
+        """Return what makes those pages that the guest writes what they are in ``saved``, or else zeros.
+
+        It takes what KVM_GET_DIRTY_LOG tells, of which ``dirty_pages`` then knows nothing. Not for VMs with dirty
+        rings, and good until ``slot_changes`` grows.
+        """
+        by_gpa = {slot.gpa: slot.pin for slot in self.slots}
+        return WrittenPages(self.fileno(), [(log, by_gpa[log.gpa]) for log in self._dirty_logs()], saved)
 
     def register_coalesced_mmio(self, address: int, size: int, *, pio: bool = False) -> None:
         """Queue the guest's writes to ``size`` bytes from ``address`` instead of exiting: KVM_REGISTER_COALESCED_MMIO.

@@ -165,7 +165,9 @@ class Control:
             self._asleep, self._wake_up = requests.asleep, wake_up if requests.waking else None
             if self._stop is None or not isinstance(self._stop[0], _USERS_OWN):
                 self._stop = None if requests.stop is None else (requests.stop, requests.cpu)
-            self._settle()
+            self._look()
+            if self._threads:
+                self._changed.notify_all()
 
     def sleep(self) -> None:
         """Park every vCPU until ``wake()``. Called by a device, in the middle of an exit."""
@@ -273,10 +275,13 @@ class Control:
             vcpu.kick()
 
     def _settle(self) -> None:
+        self._look()
+        self._changed.notify_all()
+
+    def _look(self) -> None:
         self.attention = bool(
             self._stop or self._error or self._paused or self._holder is not None or self._asleep or self._nmis
         )
-        self._changed.notify_all()
 
     def _must_park(self, vcpu: Kickable) -> bool:
         if self._stop is not None or self._error is not None:

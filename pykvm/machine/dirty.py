@@ -29,6 +29,11 @@ class DirtyPages:
         self._members.append(pages)
         return pages
 
+    @property
+    def is_shared(self) -> bool:
+        """Return whether more than one has joined."""
+        return len(self._members) > 1
+
     def collect(self) -> None:
         """Ask KVM, and tell everyone. Raises: KvmError if a ring ran over."""
         try:

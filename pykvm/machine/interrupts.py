@@ -214,6 +214,8 @@ class Interrupts:
 
     def put_back(self, levels: Levels) -> None:
         """Let the lines have ``levels``. Before the kernel's controllers are restored, which this may set off."""
+        if not (levels or self._lines):
+            return
         left = dict(levels)
         for place, line in self._places():
             line.put_back(left.pop(place, False))

@@ -61,26 +61,39 @@ class Rewindable(Hardware):
         """
         if self._journal is not None:
             raise ConfigurationError("a machine whose run is being recorded cannot go back: restore() before recording")
-        with self._standing_still("restored"):
+        starts_none = self._hold_still("restored")  # no context manager: this is done thousands of times a second
+        try:
             self._get_snapshotter().restore(snapshot)
             self._image = snapshot.image or self._image
             self._last_exits.forget()
+        finally:
+            self._let_go(starts_none)
 
     # ---- inside ----
 
     @contextlib.contextmanager
     def _standing_still(self, purpose: str) -> Iterator[None]:
         """Keep every vCPU out of KVM_RUN meanwhile, and hold the lock. Raises: InUseError if one is inside."""
-        self._check_open()
-        starts_none = self._wait_for_a_pause(purpose)
+        starts_none = self._hold_still(purpose)
         try:
-            with self.lock:
-                if not (starts_none or self._control.stands_still):  # somebody has called resume() meanwhile
-                    raise self._cannot_now(purpose)
-                yield
+            yield
         finally:
-            if starts_none:
-                self._run_lock.release()
+            self._let_go(starts_none)
+
+    def _hold_still(self, purpose: str) -> bool:
+        """Begin ``_standing_still``; returns what ``_let_go`` is given."""
+        self._check_open()
+        starts_none = self._run_lock.acquire(blocking=False) or self._wait_for_a_pause(purpose)
+        self.lock.acquire()
+        if not (starts_none or self._control.stands_still):  # somebody has called resume() meanwhile
+            self._let_go(starts_none)
+            raise self._cannot_now(purpose)
+        return starts_none
+
+    def _let_go(self, starts_none: bool) -> None:
+        self.lock.release()
+        if starts_none:
+            self._run_lock.release()
 
     def _wait_for_a_pause(self, purpose: str) -> bool:
         """Wait for a run under ``pause()`` to begin or end for good; return whether there is none, and none begins."""

@@ -25,12 +25,9 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from pykvm.boot import Image
 from pykvm.devices import Bus, Clock
-from pykvm.devices.restoring import RestorePlan
-from pykvm.devices.state import Checked, State, Stateful
 from pykvm.errors import ConfigurationError, KvmError, SnapshotError
 from pykvm.kvm import CpuidEntry, Vcpu, Vm
 from pykvm.machine.board import Board
@@ -41,6 +38,7 @@ from pykvm.machine.events import EventLoop
 from pykvm.machine.interrupts import Interrupts
 from pykvm.machine.msrs import MsrHandlers
 from pykvm.machine.output import OutputLog
+from pykvm.machine.prepared import HasState, Prepared, memory_of
 from pykvm.machine.runloop import RunLoop
 from pykvm.machine.snapshot import Shape, Situation, Snapshot
 from pykvm.memory import GuestMemory, Region, RegionKind
@@ -49,17 +47,6 @@ from pykvm.units import Gpa
 from pykvm.x86 import Cpuid, msr_name
 
 __all__ = ["Parts", "Snapshotter"]
-
-
-@runtime_checkable
-class _HasState(Protocol):
-    """A device that somebody plugged in, and that can be saved: ``Stateful`` or something like it."""
-
-    def save(self) -> State:
-        """Return the state as plain data."""
-
-    def restore(self, state: State) -> None:
-        """Be as ``state`` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +90,11 @@ class Snapshotter:
         self._msrs, self.refused_msrs = parts.vcpus[0].find_msrs(parts.msrs)
         self._around: object = None  # what the shape and the devices were found from
         self._shape: Shape | None = None
-        self._devices: dict[str, _HasState] = {}
+        self._devices: dict[str, HasState] = {}
         self._written: set[Gpa] | None = None  # by the guest, since the base; None: nobody has counted yet
         self._base: Callable[[], PageImage | None] = _unknown
         self._losses = 0
-        self._plans: weakref.WeakKeyDictionary[Snapshot, Callable[[], None]] = weakref.WeakKeyDictionary()
+        self._prepared: weakref.WeakKeyDictionary[Snapshot, Prepared] = weakref.WeakKeyDictionary()
 
     def take(self, image: Image | None) -> Snapshot:
         """Return what the machine is now. Raises: SnapshotError, ConfigurationError, KvmError."""
@@ -127,7 +114,7 @@ class Snapshotter:
         )
         devices = {name: copy.deepcopy(device.save()) for name, device in self._devices.items()}
         snapshot = Snapshot(shape, self._take_memory(), vcpus, parts.vm.save_state(), devices, situation, image)
-        self._base = _memory_of(snapshot)
+        self._base = memory_of(snapshot)
         return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -137,20 +124,18 @@ class Snapshotter:
         anything changes; KvmError.
         """
         parts, situation = self._parts, snapshot.situation
-        self._check_shape(snapshot)
-        restore_devices = self._plans.get(snapshot) or self._check_states(snapshot)
+        prepared = self._prepare(snapshot)
         for vcpu in parts.vcpus:
             vcpu.abandon()
         parts.vm.drain_coalesced()
         parts.forget_rings()
-        self._restore_memory(snapshot)
+        self._restore_memory(prepared)
+        self._base = prepared.base
         shift = situation.time - parts.events.now()
         parts.events.set_time(situation.time)
-        restore_devices()
+        prepared.restore_devices()
         parts.interrupts.put_back(situation.levels)
-        parts.vm.load_state(snapshot.vm)
-        for vcpu, saved in zip(parts.vcpus, snapshot.vcpus, strict=True):
-            vcpu.load_state(saved)
+        prepared.load_kernel()
         for loop, is_halted in zip(parts.loops, situation.halted, strict=True):
             loop.put_back(is_halted, shift)
         parts.debugger.put_back(situation.stops)
@@ -176,13 +161,13 @@ class Snapshotter:
             self._devices = {**parts.board.devices(), **self._devices_of_others()}
             self._shape = self._make_shape()
             self._around = around
-            self._plans.clear()
+            self._prepared.clear()
         return self._shape
 
-    def _devices_of_others(self) -> dict[str, _HasState]:
-        found: dict[str, _HasState] = {}
+    def _devices_of_others(self) -> dict[str, HasState]:
+        found: dict[str, HasState] = {}
         for device in self._parts.board.others():
-            if not isinstance(device, _HasState):
+            if not isinstance(device, HasState):
                 raise ConfigurationError(
                     f"the device {device.name} cannot be saved: give it save() and restore(), as "
                     "pykvm.devices.Stateful does, or take it off the bus"
@@ -203,34 +188,19 @@ class Snapshotter:
             tuple(f"leaf {_registers(entry)}" for entry in parts.cpuid.with_apic_id(0, cpus).entries),
         )
 
-    def _check_shape(self, snapshot: Snapshot) -> None:
+    def _prepare(self, snapshot: Snapshot) -> Prepared:
+        """Return ``snapshot`` made ready, kept for the next time. Raises: ConfigurationError if it does not fit."""
         shape = self._look_around()
-        if snapshot.shape is not shape and snapshot.shape != shape:
+        known = self._prepared.get(snapshot)
+        if known is not None:
+            return known
+        if snapshot.shape != shape:
             raise ConfigurationError(
                 f"this machine is not like the one that the snapshot is of: {shape.differences(snapshot.shape)}"
             )
-
-    def _check_states(self, snapshot: Snapshot) -> Callable[[], None]:
-        """Return what restores the devices to ``snapshot``, whose states are checked; kept for the next time."""
-        checked: list[tuple[Stateful, Checked]] = []
-        others: list[tuple[_HasState, State]] = []
-        for name, device in self._devices.items():
-            if name not in snapshot.devices:
-                raise ConfigurationError(f"the snapshot has no state of the device {name}")
-            state = snapshot.devices[name]
-            if isinstance(device, Stateful):
-                checked.append((device, device.check(state)))
-            else:
-                others.append((device, state))
-        plan = RestorePlan(checked)
-
-        def restore() -> None:
-            plan.restore()
-            for device, state in others:
-                device.restore(copy.deepcopy(state))  # which it may change later on
-
-        self._plans[snapshot] = plan.restore if not others else restore
-        return self._plans[snapshot]
+        prepared = Prepared(snapshot, self._parts.vm, self._parts.vcpus, self._devices, self._pages)
+        self._prepared[snapshot] = prepared
+        return prepared
 
     # ---- instructions ----
 
@@ -263,12 +233,16 @@ class Snapshotter:
         losses = parts.dirty.losses
         with contextlib.suppress(KvmError):  # a ring ran over, which is one more loss
             parts.dirty.collect()
-        for log in self._logs:
-            written |= log.take()
-        pages = list(self._pages.owners(written))
+        pages = [*self._pages.owners(written), *self._written_by_host()]
         written.clear()
         lost, self._losses = losses != self._losses or parts.dirty.losses != losses, parts.dirty.losses
         return None if lost else pages
+
+    def _written_by_host(self) -> list[Gpa]:
+        written: list[Gpa] = []
+        for log in self._logs:
+            written += self._pages.owners(log.take())
+        return written
 
     def _viewed(self) -> list[Gpa]:
         viewed: list[Gpa] = []
@@ -284,35 +258,31 @@ class Snapshotter:
             return self._pages.capture()
         return self._pages.capture_again(base, [*changed, *self._viewed()])
 
-    def _restore_memory(self, snapshot: Snapshot) -> None:
-        base, changed, wanted = self._base(), self._changed(), snapshot.memory
+    def _restore_memory(self, prepared: Prepared) -> None:
+        parts, wanted, base = self._parts, prepared.memory, self._base()
         self._base = _unknown  # until it is done
+        if base is wanted and not (parts.dirty.is_shared or parts.vm.has_dirty_rings):
+            prepared.put_back_written()
+            self._pages.put_back(wanted, self._written_by_host())
+        else:
+            self._make_memory(wanted, base)
+        viewed = self._viewed()
+        if viewed:
+            self._pages.put_back_different(wanted, viewed)
+
+    def _make_memory(self, wanted: PageImage, base: PageImage | None) -> None:
+        changed = self._changed()
         if base is None or changed is None:
             self._count_writes()
             self._pages.put_back_different(wanted)
-        else:
-            if base is not wanted:
-                changed = {*changed, *differing(wanted, base)}
+        elif base is wanted:
             self._pages.put_back(wanted, changed)
-            viewed = self._viewed()
-            if viewed:
-                self._pages.put_back_different(wanted, viewed)
-        self._base = _memory_of(snapshot)
+        else:
+            self._pages.put_back(wanted, {*changed, *differing(wanted, base)})
 
 
 def _unknown() -> None:
     """Return the memory of a base that there is not."""
-
-
-def _memory_of(snapshot: Snapshot) -> Callable[[], PageImage | None]:
-    """Return what returns the memory of ``snapshot``, for as long as somebody else keeps that."""
-    reference = weakref.ref(snapshot)
-
-    def memory() -> PageImage | None:
-        kept = reference()
-        return None if kept is None else kept.memory
-
-    return memory
 
 
 def _describe(region: Region, regions: list[Region]) -> str:

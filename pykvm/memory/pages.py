@@ -34,6 +34,15 @@ class PageTable:
         """Return ``pages`` by the addresses that a PageImage knows them by."""
         return map(self._owner, pages) if self._aliases else pages
 
+    def as_seen(self, image: PageImage) -> Iterator[tuple[Gpa, bytes]]:
+        """Return the pages of ``image`` at all addresses at which the guest sees them."""
+        yield from image.items()
+        for alias in self._aliases:
+            for gpa in range(alias.gpa, alias.end, PAGE_SIZE):
+                page = self._owner(Gpa(gpa))
+                if page in image:
+                    yield Gpa(gpa), image[page]
+
     def capture(self) -> dict[Gpa, bytes]:
         """Return all pages that are not zeros."""
         return {page: data for region in self._own for page, data in _pages_of(region)}

@@ -71,11 +71,11 @@ class IoctlsInC:
 
     def __init__(self, machine: Machine, snapshot: Snapshot) -> None:
         self._loop = compile_loop()
-        steps = [(machine.vm.fileno(), lib.KVM_GET_DIRTY_LOG, log._c) for log in machine.vm._dirty_logs()]
-        steps += [(machine.vm.fileno(), request, c) for request, c, _ in snapshot.vm._steps]
+        steps = [log.step(machine.vm.fileno()) for log in machine.vm._dirty_logs()]
+        steps += machine.vm.load_steps(snapshot.vm)
         for vcpu, saved in zip(machine.vcpus, snapshot.vcpus, strict=True):
-            steps += [(vcpu.fileno(), request, c) for request, c, _ in saved._steps]
-        self._steps = (Step * len(steps))(*(Step(fd, request, address(c)) for fd, request, c in steps))
+            steps += vcpu.load_steps(saved)
+        self._steps = (Step * len(steps))(*(Step(s.fd, getattr(lib, s.name), address(s.argument)) for s in steps))
 
     def run(self) -> float:
         """Issue them and return the seconds it took."""

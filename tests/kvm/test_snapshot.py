@@ -563,6 +563,45 @@ def test_kept_back_writes_are_seen_before_and_dropped_after() -> None:
         assert machine.board.post_code.codes[-1] == 2
 
 
+WAYS: dict[str, tuple[str, Callable[[Machine], object], str]] = {  # by which a device changes, and the device
+    "a port": ("mov $5, %al; out %al, $0x70", lambda machine: None, "rtc"),
+    "MMIO": ("mov $0xfed00010, %edi; movl $1, (%rdi)", lambda machine: None, "hpet"),
+    "a line from another device": (
+        "mov $0x3fc, %dx; mov $8, %al; out %al, %dx; mov $0x3f9, %dx; mov $1, %al; out %al, %dx",
+        lambda machine: machine.serial.receive(b"x"),
+        "pic",
+    ),
+    "a key": ("nop", lambda machine: machine.board.keyboard.press("a"), "keyboard"),
+    "input": ("nop", lambda machine: machine.serial.receive(b"x"), "serial"),
+    "a button": ("nop", lambda machine: machine.board.pm.press_power_button(), "pm"),
+    "time": (
+        "1: pause; jmp 1b",
+        lambda machine: machine.events.call_at(0, machine.serial.receive_break),
+        "serial",
+    ),
+    "an attribute": (
+        "nop",
+        lambda machine: setattr(machine.board.a20, "is_open", not machine.board.a20.is_open),
+        "a20",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_device_comes_back_by_whichever_way_it_changed(way: str) -> None:
+    code, change, device = WAYS[way]
+    with Machine("2M", irqchip="user") as machine:
+        machine.load(assemble(f"{code}; mov $0x7f, %al; out %al, $0xf4; hlt", mode="long"))
+        machine.memory.write_u8(0x9000, 0)
+        snapshot = machine.snapshot()
+        for _ in range(2):
+            change(machine)
+            machine.run(0.05 if way == "time" else LONG)
+            assert machine.snapshot().devices[device] != snapshot.devices[device]
+            machine.restore(snapshot)
+            assert machine.snapshot().devices == snapshot.devices
+
+
 # ---- dirty pages ----
 
 
@@ -674,6 +713,26 @@ def test_memory_of_ones_own_with_rom_alias_and_hole_is_saved_whole() -> None:
             run.restore(snapshot)
             assert [run.run(LONG).stop for _ in range(2)] == [DebugExitWritten(1), DebugExitWritten(2)]
             assert run.memory.read(0x3_0000, 3) == b"ROM"
+
+
+@pytest.mark.parametrize("dirty", [None, "log", "ring"])
+def test_pages_come_back_whoever_wrote_them_and_by_whichever_address(dirty: str | None) -> None:
+    memory = GuestMemory("64K")
+    memory.add_alias(0x2_0000, memory.regions[0], 0x9000, 4 * KiB, "mirror")
+    code = "mov $0x2000, %ax; mov %ax, %es; incb %es:0; incb 0xa000; out %al, $0xf4"
+    with memory, Machine(memory, dirty=dirty) as machine:
+        machine.load(assemble(code, mode="real"))
+        machine.memory.write(0x9000, bytes(range(1, 4)))
+        snapshot = machine.snapshot()
+        before = machine.memory.read(0, 64 * KiB)
+        for _ in range(3):
+            machine.run(LONG)
+            machine.memory.write(0x9001, b"host")
+            machine.memory.write(0x2_0010, b"host")
+            machine.memory.write(0xB000, b"host")
+            assert machine.memory.read(0x9000, 5) == b"\2host"
+            machine.restore(snapshot)
+            assert machine.memory.read(0, 64 * KiB) == before
 
 
 # ---- forks ----

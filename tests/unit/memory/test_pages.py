@@ -34,6 +34,17 @@ def contents(memory: GuestMemory) -> list[bytes]:
 # ---- pictures ----
 
 
+def test_a_picture_as_seen_has_pages_at_the_addresses_of_their_mirrors_too() -> None:
+    with some_memory() as memory:
+        memory.write(page(1), b"\1")
+        memory.write(page(5), b"\2")
+        table = PageTable(memory)
+        image = table.capture()
+        seen = dict(table.as_seen(image))
+        assert set(seen) == {page(1), page(5), page(200), page(300)}
+        assert all(memory.read(gpa, PAGE_SIZE) == data for gpa, data in seen.items())
+
+
 def test_a_picture_has_the_pages_that_are_not_zeros_and_each_once() -> None:
     with some_memory() as memory:
         memory.write(page(64) - 1, b"\1\2")
