@@ -236,6 +236,7 @@ class Vcpu(VcpuState, StatsSource):
 
     def show(self, saved: SavedVcpu) -> None:
         """Let ``struct kvm_run`` say of this vCPU what ``saved`` says."""
+        self._check_open()
         self._page[SHOWN] = saved.shown
 
     # ---- what struct kvm_run says and takes beside the exit ----

@@ -133,6 +133,8 @@ OTHERS: dict[str, Callable[[Vcpu], object] | None] = {
     "find_msrs": lambda vcpu: vcpu.find_msrs([0x10]),
     "save_state": lambda vcpu: vcpu.save_state([]),
     "load_state": lambda vcpu: vcpu.load_state(NOTHING_SAVED),
+    "load_steps": lambda vcpu: vcpu.load_steps(NOTHING_SAVED),
+    "show": lambda vcpu: vcpu.show(NOTHING_SAVED),
     "abandon": lambda vcpu: vcpu.abandon(),
     "complete_pending": lambda vcpu: vcpu.complete_pending(),
     "request_interrupt_window": lambda vcpu: vcpu.request_interrupt_window,
@@ -158,6 +160,7 @@ VM_OTHERS: dict[str, Callable[[Vm], object]] = {
     "take_dirty_pages": lambda vm: vm.take_dirty_pages(),
     "save_state": lambda vm: vm.save_state(),
     "load_state": lambda vm: vm.load_state(NOTHING_SAVED),
+    "load_steps": lambda vm: vm.load_steps(NOTHING_SAVED),
 }
 
 
