@@ -292,7 +292,9 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"pykvm \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["replay"], ["guests"], ["doctor"], ["cpuid"], ["disasm"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["replay"], ["guests"], ["doctor"], ["cpuid"], ["disasm"]], ids=" ".join
+)
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
