@@ -148,8 +148,10 @@ OTHERS: dict[str, Callable[[Vcpu], object] | None] = {
     "drain_coalesced": None,
     "log_dirty_pages": None,
     "take_dirty_pages": None,
+    "has_dirty_rings": None,
+    "written_pages": None,
 }
-# The last five are a VM's alone.
+# The last seven are a VM's alone.
 VM_OTHERS: dict[str, Callable[[Vm], object]] = {
     "fileno": lambda vm: vm.fileno(),
     "stats": lambda vm: vm.stats(),
@@ -158,6 +160,7 @@ VM_OTHERS: dict[str, Callable[[Vm], object]] = {
     "drain_coalesced": lambda vm: vm.drain_coalesced(),
     "log_dirty_pages": lambda vm: vm.log_dirty_pages(),
     "take_dirty_pages": lambda vm: vm.take_dirty_pages(),
+    "written_pages": lambda vm: vm.written_pages([]),
     "save_state": lambda vm: vm.save_state(),
     "load_state": lambda vm: vm.load_state(NOTHING_SAVED),
     "load_steps": lambda vm: vm.load_steps(NOTHING_SAVED),
