@@ -174,6 +174,7 @@ class Msr(enum.Flag):
 # What every access needs, as plain numbers: an enum's value costs more than the access.
 DLAB, BREAK = Lcr.DLAB.value, Lcr.BREAK.value
 LOOP, OUT2 = Mcr.LOOP.value, Mcr.OUT2.value
+ERBFI = Ier.ERBFI.value
 READY, OVERRUN, FIFO_ERROR = Lsr.DR.value, Lsr.OE.value, Lsr.FIFOE.value
 TRANSMITTER_EMPTY = (Lsr.THRE | Lsr.TEMT).value
 CHARACTER_ERRORS = (Lsr.PE | Lsr.FE | Lsr.BI).value
@@ -241,7 +242,7 @@ class Serial(ByteRegisters, Stateful):
         self._modem_deltas = Msr(0)
 
     def _restored(self) -> None:
-        if self._ier & Ier.ERBFI.value:
+        if self._ier & ERBFI:
             self.on_listen()
 
     # ---- the other end of the line ----
@@ -354,7 +355,7 @@ class Serial(ByteRegisters, Stateful):
             return 0
         byte, _ = self._received.popleft()
         self._reveal_errors()
-        if self._ier & Ier.ERBFI.value:
+        if self._ier & ERBFI:
             # On behalf of a handler that reads one byte for each interrupt: the line falls before another can come.
             self._update_interrupt()
             self._pull()
@@ -468,7 +469,7 @@ class Serial(ByteRegisters, Stateful):
         leaves_loopback = self._mcr & LOOP and not value & LOOP
         self._mcr = value & MCR_BITS
         self._update_modem_lines()
-        if leaves_loopback and self._ier & Ier.ERBFI.value:
+        if leaves_loopback and self._ier & ERBFI:
             self._pull()  # the line is connected again, and somebody waits
 
     def _read_msr(self) -> int:

@@ -263,12 +263,14 @@ class Snapshotter:
         self._base = _unknown  # until it is done
         if base is wanted and not (parts.dirty.is_shared or parts.vm.has_dirty_rings):
             prepared.put_back_written()
-            self._pages.put_back(wanted, self._written_by_host())
+            for log in self._logs:
+                if log.has_pages:
+                    self._pages.put_back(wanted, self._pages.owners(log.take()))
         else:
             self._make_memory(wanted, base)
-        viewed = self._viewed()
-        if viewed:
-            self._pages.put_back_different(wanted, viewed)
+        for memory in parts.memories:
+            if memory.has_views:
+                self._pages.put_back_different(wanted, self._pages.owners(memory.viewed_pages()))
 
     def _make_memory(self, wanted: PageImage, base: PageImage | None) -> None:
         changed = self._changed()

@@ -79,6 +79,11 @@ class WriteLog:
         """Take note that ``size`` bytes at ``gpa`` are written."""
         self._pages.update(map(Gpa, range(align_down(gpa), gpa + size, PAGE_SIZE)))
 
+    @property
+    def has_pages(self) -> bool:
+        """Return whether there is anything to ``take``."""
+        return bool(self._pages)
+
     def take(self) -> set[Gpa]:
         """Return the pages written since the last call, by the addresses they were written at."""
         if not self._pages:

@@ -3,8 +3,8 @@
 A guest with 16 MiB writes to 16 pages and stops; then it is restored. For comparison the same ioctls with the same
 arguments are issued by a loop in C, which is compiled here: KVM_GET_DIRTY_LOG, KVM_SET_CLOCK, and those of a vCPU. The
 two take turns, each right after the guest ran, so that whatever else the host does slows both. What restoring costs
-beyond its ioctls is Python's: finding out what changed, copying pages, and the devices. Leaves out running the guest,
-which is not timed.
+beyond its ioctls is copying the pages, and Python's: a look at every device, and bookkeeping. Leaves out running the
+guest, which is not timed.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
@@ -113,3 +114,25 @@ def test_what_can_be_changed_in_place_is_copied_each_time() -> None:
     plan.restore()
     assert device.memory is not before
     assert not any(device.memory)
+
+
+def test_each_attribute_alone_comes_back_and_what_is_as_it_was_is_left_alone() -> None:
+    part = Part([])
+    plan = RestorePlan([(part, part.check(part.save()))])
+    plan.restore()
+    queue, memory = part.queue, part.memory
+    changes: list[Callable[[], object]] = [
+        lambda: setattr(part, "_value", 9),
+        lambda: part.memory.__setitem__(7, 9),
+        lambda: part.queue.append(9),
+    ]
+    for change in changes:
+        change()
+        plan.restore()
+        assert part.save() == Part([]).save()
+    assert part.queue is not queue
+    assert part.memory is not memory
+    queue, memory = part.queue, part.memory
+    plan.restore()
+    assert part.queue is queue
+    assert part.memory is memory
