@@ -206,7 +206,8 @@ def commands_of(block: Block) -> Iterator[tuple[str, str]]:
 def environment() -> dict[str, str]:
     """Return the environment of somebody who sits at a terminal of 80 columns, in the virtual environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return os.environ | {"PATH": path, "COLUMNS": "80"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of this run
+    return own | {"PATH": path, "COLUMNS": "80"}
 
 
 # ---- files ----

@@ -22,7 +22,8 @@ Kvm.open = unavailable
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project that has pykvm installed, and nothing else; what is asked of this suite is not asked of it."""
-    monkeypatch.delenv("PYKVM_REQUIRE_KVM", raising=False)
+    for name in ("PYKVM_REQUIRE_KVM", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
     pytester.makeini("[pytest]\naddopts = --strict-markers -rs\n")
     return pytester
 
