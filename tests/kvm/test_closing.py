@@ -122,10 +122,10 @@ def cycle(irqchip: str, cpus: int, state: str) -> None:
         time.sleep(0.005)
         if state == "paused":
             machine.pause()
-        ended = run.join() if state == "failed" else None
-        machine.close()
         halted = state == "halted" and irqchip == "none"
-        assert isinstance(ended or run.join(), ZeroDivisionError if ended else Halted if halted else Stopped)
+        ended = run.join() if state == "failed" or halted else None  # by itself
+        machine.close()
+        assert isinstance(ended or run.join(), Halted if halted else ZeroDivisionError if ended else Stopped)
     machine.close()
 
 
