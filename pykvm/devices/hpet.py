@@ -20,10 +20,11 @@ from typing import ClassVar
 from pykvm.devices.clock import SECOND, Clock
 from pykvm.devices.fields import TIME, Mask, Number
 from pykvm.devices.state import Remembered, Stateful
+from pykvm.memory import platform
 
 __all__ = ["BASE", "FREQUENCY", "GCAP_ID", "PERIOD", "SIZE", "Capability", "Configuration", "Hpet", "Offset"]
 
-BASE = 0xFED0_0000  # guest-physical
+BASE = platform.HPET
 SIZE = 0x400  # bytes
 FREQUENCY = 100_000_000  # ticks a second
 PERIOD = 10**15 // FREQUENCY  # femtoseconds a tick

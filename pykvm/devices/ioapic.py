@@ -25,10 +25,11 @@ from pykvm.devices.fields import BYTE, Mask, Tuple
 from pykvm.devices.irq import IrqLine
 from pykvm.devices.state import Remembered, Stateful
 from pykvm.errors import ConfigurationError
+from pykvm.memory import platform
 
 __all__ = ["BASE", "PINS", "SIZE", "DeliveryMode", "Entry", "Index", "IoApic", "Offset", "Redirection"]
 
-BASE, SIZE = 0xFEC00000, 0x1000  # where a PC has it
+BASE, SIZE = platform.IO_APIC, 0x1000
 PINS = 24
 MSI_ADDRESS = 0xFEE00000  # messages to local APICs
 

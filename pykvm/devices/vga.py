@@ -25,13 +25,13 @@ from pykvm.devices.device import ByteRegisters
 from pykvm.devices.fields import BYTE, Bool, Choice, Mask, Memory, Number
 from pykvm.devices.screen import COLUMNS, ROWS, Cell, Screen
 from pykvm.devices.state import Remembered, Stateful
+from pykvm.memory import layout
 
 __all__ = ["PORT", "REGISTERS", "TEXT_MEMORY", "TEXT_SIZE", "AttributeMode", "Crtc", "InputStatus", "Offset", "Vga"]
 
 PORT = 0x3C0
 REGISTERS = 0x20
-TEXT_MEMORY = 0xB8000  # guest-physical
-TEXT_SIZE = 0x8000  # bytes
+TEXT_MEMORY, TEXT_SIZE = layout.VGA_TEXT, layout.VGA_TEXT_SIZE
 
 
 class Offset(enum.IntEnum):

@@ -23,10 +23,12 @@ from types import TracebackType
 from typing import Self
 
 from pykvm.devices import Clock, Disconnected, IoApic, IrqLine, PicPair, Pit
+from pykvm.devices.pic import CASCADE
 from pykvm.errors import ClosedError, ConfigurationError, KvmError
 from pykvm.kvm import Cap, IrqchipRoute, MsiRoute, Vm
 from pykvm.kvm.constants import IrqchipId
 from pykvm.machine.runloop import InterruptSource
+from pykvm.memory.platform import TIMER_PIN
 
 __all__ = [
     "Interrupts",
@@ -39,8 +41,6 @@ __all__ = [
 
 GSIS = 24  # what an I/O APIC has pins for
 ISA_IRQS = 16
-CASCADE = 2  # IRQ 2 is the second 8259A's way to the first
-TIMER_PIN = 2  # of the I/O APIC
 
 
 Levels = Mapping[tuple[int, int], bool]  # of lines, by GSI and which of that GSI

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pykvm.errors import ConfigurationError, KvmError
 from pykvm.kvm import Cap, Kvm, MpState, MpStateValue, Vcpu, VcpuEvents, Vm
 from pykvm.machine.interrupts import IrqchipKind
+from pykvm.memory import platform
 from pykvm.units import Gpa
 from pykvm.x86 import Cpuid, CpuState, check, real_mode
 
@@ -107,8 +108,9 @@ class Processors:
 
 def _check_count(kvm: Kvm, count: int, irqchip: IrqchipKind) -> None:
     most = kvm.check_extension(Cap.MAX_VCPUS) or kvm.check_extension(Cap.NR_VCPUS) or 4
-    if not 1 <= count <= min(most, 255):
-        raise ConfigurationError(f"a machine has 1 to {min(most, 255)} CPUs on this host, not {count}")
+    most = min(most, platform.MAX_CPUS)
+    if not 1 <= count <= most:
+        raise ConfigurationError(f"a machine has 1 to {most} CPUs on this host, not {count}")
     if count > 1 and not irqchip.has_local_apic:
         raise ConfigurationError(
             f"{count} CPUs need local APICs, by which one starts the others: choose irqchip kernel or split, "

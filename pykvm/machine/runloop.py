@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, Self
 
-from pykvm.devices import Bus
+from pykvm.devices import SECOND, Bus
 from pykvm.errors import ConfigurationError, MsrRefusedError, UnansweredReadError
 from pykvm.kvm import (
     Debug,
@@ -57,7 +57,6 @@ __all__ = ["DeferredInterrupt", "ExitHandlers", "InterruptSource", "RunLoop", "V
 
 SHORTEST_TICK = 0.001  # a timer that is faster than a signal can be handled leaves no time for anything else
 DAY = 86400.0
-SECOND = 1_000_000_000  # nanoseconds
 
 # How many more exits the last instruction may want before a stopped machine's registers are read (``rep insb`` comes in
 # parts). A hostile guest's instruction wants 2**64 of them, and is left where it is.
