@@ -25,7 +25,6 @@ from pykvm.kvm.saved import SavedVcpu, SavedVm
 from pykvm.machine.control import Requests
 from pykvm.machine.interrupts import Levels
 from pykvm.machine.output import Output
-from pykvm.machine.snapshot_file import read_snapshot, write_snapshot
 from pykvm.machine.stop import DebugExitWritten, PoweredOff, ResetRequested, Stop
 from pykvm.memory.pages import PageImage
 
@@ -101,6 +100,9 @@ class Snapshot:
 
         Raises: SnapshotError if it cannot be written, or a device's state is not plain data.
         """
+        # Loaded only now: with hashlib and tempfile it takes as long as the rest of snapshots, and few are ever saved.
+        from pykvm.machine.snapshot_file import write_snapshot
+
         write_snapshot(Path(path), _document(self), self.memory)
 
     @classmethod
@@ -109,6 +111,8 @@ class Snapshot:
 
         Raises: SnapshotError if the file cannot be read, is no snapshot, is damaged, or is of another version or host.
         """
+        from pykvm.machine.snapshot_file import read_snapshot
+
         document, pages = read_snapshot(Path(path))
         try:
             return _snapshot(_Node(document, "the document"), pages)
