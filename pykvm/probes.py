@@ -19,6 +19,7 @@ from pykvm.errors import ConfigurationError, ImageError, KvmUnavailableError, Py
 from pykvm.kvm import Debug, Exit, GuestDebugControl, Hlt, InternalError, Intr, Shutdown
 from pykvm.machine import Crashed, DebugExitWritten, Halted, Machine, RunResult, Stop, TimedOut, describe_exit
 from pykvm.memory.layout import LOAD, REAL_LOAD
+from pykvm.names import did_you_mean
 from pykvm.units import GiB, KiB, MiB, parse_size
 from pykvm.x86 import BreakpointKind, HardwareBreakpoint, Mode, cpu_mode, encode_breakpoints, instruction_at
 
@@ -70,10 +71,8 @@ def probe(name: str) -> Outcome:
 
 
 def _suggestion(name: str, probes: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, probes, n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else f": there are {', '.join(probes)}"
+    close = did_you_mean(name, probes)
+    return f"; {close}" if close else f": there are {', '.join(probes)}"
 
 
 # ---- probes that are guests: they write SUCCESS to the debug-exit port, or end as their source says ----

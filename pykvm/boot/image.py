@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pykvm.errors import ImageError
+from pykvm.names import did_you_mean
 from pykvm.units import MiB
 
 if TYPE_CHECKING:
@@ -146,11 +147,8 @@ def choose_entry(name: str, entry: int | str | None, default: int, symbols: Sequ
         return addresses[entry]
     if not addresses:
         raise ImageError(f"{name}: there is no symbol {entry!r}, nor any other: give the entry as an address")
-    from difflib import get_close_matches  # for people who mistype: nobody else waits for it
-
-    close = get_close_matches(entry, addresses, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ImageError(f"{name}: there is no symbol {entry!r} to start at{hint}")
+    close = did_you_mean(entry, addresses, most=1)
+    raise ImageError(f"{name}: there is no symbol {entry!r} to start at{close and '; ' + close}")
 
 
 def printable(name: str) -> str:

@@ -15,13 +15,13 @@ Shift is held or Num Lock is on.
 
 from __future__ import annotations
 
-import difflib
 import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pykvm.errors import ConfigurationError
+from pykvm.names import did_you_mean
 
 __all__ = [
     "ALIASES",
@@ -152,10 +152,10 @@ def events_of(chord: str) -> list[KeyEvent]:
 
 def advice(name: str) -> str:
     """Return how to go on after ``name``, which is no key's."""
-    close = difflib.get_close_matches(name.lower(), sorted(KEYS | set(ALIASES)))
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return "keys have QEMU's names, as a, 1, ret, spc, minus, up, f1, kp_enter; shift-a is Shift and a together"
+    close = did_you_mean(name.lower(), sorted(KEYS | set(ALIASES)))
+    return (
+        close or "keys have QEMU's names, as a, 1, ret, spc, minus, up, f1, kp_enter; shift-a is Shift and a together"
+    )
 
 
 # ---- keys by character ----

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 
 from pykvm.errors import ConfigurationError
 from pykvm.kvm.structs import CpuidEntry
+from pykvm.names import did_you_mean
 
 __all__ = ["ALIASES", "FEATURES", "KVM_FEATURES", "Feature", "feature_names", "features", "find_feature"]
 
@@ -219,8 +219,7 @@ def find_feature(name: str) -> Feature:
     known = features()
     feature = known.get(ALIASES.get(plain, plain))
     if feature is None:
-        close = get_close_matches(plain, [*known, *ALIASES], n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "names are those of /proc/cpuinfo"
+        hint = did_you_mean(plain, [*known, *ALIASES]) or "names are those of /proc/cpuinfo"
         raise ConfigurationError(f"CPUID has no feature {name!r}: {hint}")
     return feature
 

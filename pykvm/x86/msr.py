@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 
 from pykvm.errors import ConfigurationError
+from pykvm.names import did_you_mean
 
 __all__ = ["Msr", "msr_name", "parse_msr"]
 
@@ -210,8 +210,7 @@ def parse_msr(text: str) -> int:
     for prefix in _PREFIXES:
         if prefix + name in known:
             return known[prefix + name]
-    close = get_close_matches(name, known, n=3) or get_close_matches(f"IA32_{name}", known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "write its number"
+    hint = did_you_mean(name, known) or did_you_mean(f"IA32_{name}", known) or "write its number"
     raise ConfigurationError(f"there is no MSR called {text!r}: {hint}")
 
 
