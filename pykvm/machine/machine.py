@@ -83,7 +83,8 @@ class Machine(Rewindable):
         )
         super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty))
         self._last_exits = LastExits()
-        self._make_loops((self._last_exits, *observers))
+        self._observers: tuple[Observer, ...] = (self._last_exits, *observers)
+        self._make_loops()
 
     # ---- loading and running ----
 
@@ -255,6 +256,19 @@ class Machine(Rewindable):
 
     # ---- looking and reaching in ----
 
+    def add_observer(self, observer: Observer) -> None:
+        """Have ``observer`` watch from the next run on, after those that do already.
+
+        Raises: InUseError while the machine runs.
+        """
+        self._check_idle()
+        self._observe((*self._observers, observer))
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Have ``observer`` watch no more; does nothing if it does not. Raises: InUseError while the machine runs."""
+        self._check_idle()
+        self._observe(tuple(other for other in self._observers if other is not observer))
+
     @property
     def is_running(self) -> bool:
         """Return whether a thread is inside ``run()``."""
@@ -320,7 +334,12 @@ class Machine(Rewindable):
                 error.address,
             ) from error
 
-    def _make_loops(self, observers: Sequence[Observer]) -> None:
+    def _observe(self, observers: tuple[Observer, ...]) -> None:
+        self._observers = observers
+        for loop in self._loops:
+            loop.observe(observers)
+
+    def _make_loops(self) -> None:
         handlers = self._handlers
         handlers.rdmsr, handlers.wrmsr = self.msr.read, self.msr.write
         if self.interrupts.kind.has_local_apic:
@@ -330,7 +349,7 @@ class Machine(Rewindable):
                 vcpu,
                 self.pio,
                 self.mmio,
-                observers,
+                self._observers,
                 self._control,
                 interrupts=self.interrupts.source if vcpu.id == 0 else None,
                 handlers=handlers,

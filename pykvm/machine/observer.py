@@ -1,8 +1,8 @@
 """Who watches a run: the protocol, and the log of the last exits.
 
 The run loop tells its observers about every exit before any device sees it. Whatever looks into a machine is one:
-tracers, statistics, recorders. An observer that also has one of the methods of ``CloseObserver`` hears of more; who has
-none of them pays for none. Leaves out changing the guest: an observer looks on.
+tracers, statistics, recorders. An observer that also has one of the methods of ``CloseObserver`` or ``EntryObserver``
+hears of more; who has none of them pays for none. Leaves out changing the guest: an observer looks on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pykvm.kvm import (
     Wrmsr,
 )
 
-__all__ = ["CloseObserver", "LastExits", "Observer", "describe_exit"]
+__all__ = ["CloseObserver", "EntryObserver", "LastExits", "Observer", "describe_exit"]
 
 
 class Observer(Protocol):
@@ -47,6 +47,13 @@ class CloseObserver(Observer, Protocol):
 
     def coalesced(self, vcpu: int, write: IoOut | MmioWrite) -> None:
         """Take note of a write that KVM had kept back, and that a device is about to see: it was no exit."""
+
+
+class EntryObserver(Observer, Protocol):
+    """An observer of how long things take."""
+
+    def enter(self, vcpu: int) -> None:
+        """Take note that the CPU is about to enter the guest: what its last exit wanted is done. Without the lock."""
 
 
 class LastExits:

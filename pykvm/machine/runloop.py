@@ -166,7 +166,6 @@ class RunLoop:
         self._vcpu = vcpu
         self._pio = pio
         self._mmio = mmio
-        self._observers = observers
         self._control = control or Control()
         self._interrupts = interrupts
         self._handlers = handlers or ExitHandlers()
@@ -175,12 +174,17 @@ class RunLoop:
         self._deadline = math.inf  # of the machine's time
         self._timeout = math.inf
         self._ctrl_c: DeferredInterrupt | None = None
-        self._answer = self._make_answer()
+        self.observe(observers)
 
     @property
     def id(self) -> int:
         """Return the vCPU's id."""
         return self._vcpu.id
+
+    def observe(self, observers: Sequence[Observer]) -> None:
+        """Have ``observers`` watch from now on, and nobody else. Not while the vCPU runs."""
+        self._observers = tuple(observers)
+        self._answer = self._make_answer()
 
     def kick(self) -> None:
         """Get the vCPU out of KVM_RUN."""
@@ -283,7 +287,7 @@ class RunLoop:
     def _loop(self, tick: Callable[[], Stop | None] | None) -> Stop:
         vcpu, control, handlers, lock = self._vcpu, self._control, self._handlers, self._control.lock
         run, handle, id = vcpu.run, self.handle, vcpu.id
-        observe = tuple(observer.exit for observer in self._observers)
+        observe, enters = tuple(observer.exit for observer in self._observers), self._hooks("enter")
         injects = self._interrupts is not None
         entered = False  # ready_for_interrupt_injection is as of the last exit: not to be trusted before the first
         while True:
@@ -298,6 +302,8 @@ class RunLoop:
                 continue
             if injects:
                 self._inject(entered)
+            for tell in enters:
+                tell(id)
             exit = run()
             entered = True
             if handlers.drain is not None:

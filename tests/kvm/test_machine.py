@@ -18,14 +18,15 @@ from pykvm.errors import (
     PagingError,
     UnclaimedAccessError,
 )
-from pykvm.kvm import InternalError, IoIn, IoOut, Shutdown
-from pykvm.machine import Crashed, DebugExitWritten, Halted, Interrupted, Stopped, TimedOut
+from pykvm.kvm import Exit, Hlt, InternalError, IoIn, IoOut, Shutdown
+from pykvm.machine import Crashed, DebugExitWritten, Halted, Interrupted, LastExits, Stopped, TimedOut
 from pykvm.testing import Guests
 from pykvm.units import GiB
 from pykvm.x86 import Cr0, real_mode, reset_vector
 
 SPIN = b"\xeb\xfe"  # jmp .
 STORM = b"\xe6\x80\xeb\xfc"  # 1: out %al, $0x80; jmp 1b
+STORM_OF_HALTS = b"\xe6\x80\xf4\xeb\xfb"  # 1: out %al, $0x80; hlt; jmp 1b
 PRINT_A = b"\xba\xf8\x03\xb0\x41\xee\xf4"  # mov $0x3f8, %dx; mov $'A', %al; out %al, (%dx); hlt
 
 
@@ -346,3 +347,36 @@ def test_sequential_machines_leave_nothing_behind() -> None:
     after = descriptors_and_mappings()
     assert after[0] == before[0]
     assert after[1] <= before[1] + 2  # the allocator may map an arena of its own
+
+
+def test_observers_come_and_go_between_runs(guest: Guests) -> None:
+    log = LastExits()
+    machine = guest.machine("1M")
+    machine.load(STORM_OF_HALTS)
+    machine.run()
+    machine.add_observer(log)
+    machine.run()
+    machine.remove_observer(log)
+    machine.remove_observer(log)
+    machine.run()
+    assert [type(exit) for exit in log.exits()] == [IoOut, Hlt]
+
+
+class Joiner:
+    """Wants one more observer in the middle of a run."""
+
+    machine: Machine
+
+    def exit(self, vcpu: int, exit: Exit) -> None:
+        self.machine.add_observer(LastExits())
+
+    def tick(self) -> None:
+        pass
+
+
+def test_nobody_begins_to_watch_in_the_middle_of_a_run(guest: Guests) -> None:
+    joiner = Joiner()
+    joiner.machine = guest.machine("1M", observers=[joiner])
+    joiner.machine.load(b"\xf4")
+    with pytest.raises(InUseError, match="stop"):
+        joiner.machine.run()

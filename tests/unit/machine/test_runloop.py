@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from pykvm.devices import Bus
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import (
     BusLock,
@@ -427,3 +428,32 @@ def test_writes_that_were_kept_back_come_before_the_exit_that_follows_them() -> 
 
 def test_a_halted_machine_in_which_nothing_can_happen_ends_at_a_tick() -> None:
     assert run_script([Intr(), Shutdown()], handlers=ExitHandlers(is_idle=lambda: True)).stop == Halted()
+
+
+class Entering(Watcher):
+    """Says in which order it hears of what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def exit(self, vcpu: int, exit: Exit) -> None:
+        self.heard.append(exit.reason.name)
+
+    def enter(self, vcpu: int) -> None:
+        self.heard.append(f"enter {vcpu}")
+
+
+def test_an_observer_hears_of_each_entry_and_of_the_exit_after_it() -> None:
+    watcher = Entering()
+    DeviceBench(observers=[watcher]).run([IoOut(0x80, data=b"\x01"), Hlt()])
+    assert watcher.heard == ["enter 0", "IO", "enter 0", "HLT"]
+
+
+def test_other_observers_can_watch_from_the_next_run_on() -> None:
+    first, second = Watcher(), Watcher()
+    loop = RunLoop(ScriptedVcpu([Hlt(), Hlt()]), Bus("port", 1 << 16), Bus("MMIO", 1 << 52), [first])
+    loop.run(None)
+    loop.observe([second])
+    loop.run(None)
+    assert (len(first.exits), len(second.exits)) == (1, 1)

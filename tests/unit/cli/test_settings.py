@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pykvm.boot import BundledGuest, bundled_guests
 from pykvm.cli.main import main, make_parser
-from pykvm.cli.run import Settings, msr_value, seconds
+from pykvm.cli.settings import Settings, msr_value, seconds
 from pykvm.errors import ConfigurationError
 
 HLT = b"\xf4"
