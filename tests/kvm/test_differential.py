@@ -11,9 +11,9 @@ runs fifty times as many programs, and others at every run, where CI runs the sa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from unicorn import unicorn_const, x86_const
 from unicorn.unicorn_py3.unicorn import Uc
 
-from pykvm import assemble
-from pykvm.kvm import Exit, Hlt, Kvm, MmioWrite, Regs
-from pykvm.memory import GuestMemory
+from pykvm import Machine, assemble
+from pykvm.kvm import Exit, Hlt, MmioWrite, Regs
 from pykvm.testing.strategies import SCRATCH, SCRATCH_SIZE, instructions, register_states
-from pykvm.units import MiB
+from pykvm.units import Gpa, MiB
 from pykvm.x86 import Mode, Rflags, describe, set_up
 
 CODE = 0x8000
@@ -104,38 +103,37 @@ def excluded(mode: Mode, ring: int) -> set[str]:
 
 
 class OnKvm:
-    """A vCPU in ``mode`` and ``ring``, with RAM from 0."""
+    """A machine in ``mode`` and ``ring``, which goes back to where a program starts before each run of it."""
 
-    def __init__(self, kvm: Kvm, mode: Mode, ring: int) -> None:
-        self._vm = kvm.create_vm()
-        self._memory = GuestMemory(RAM)
-        self._ram = self._memory.view(0, RAM)
-        (region,) = self._memory.regions
-        self._vm.set_user_memory_region(0, region.gpa, region.buffer)
-        self._vcpu = self._vm.create_vcpu()
-        self._vcpu.set_cpuid2(kvm.get_supported_cpuid())
-        self._vcpu.set_sregs(set_up(mode, self._vcpu.get_sregs(), self._memory, CODE, ring=ring).sregs)
+    def __init__(self, mode: Mode, ring: int) -> None:
+        self._machine = Machine(RAM)
+        self._machine.set_state(set_up(mode, self._machine.vcpu.get_sregs(), self._machine.memory, CODE, ring=ring))
+        for address, size in MEMORY.values():
+            self._machine.memory.write(Gpa(address), PATTERN[:size])
+        self._empty = self._start = self._machine.snapshot()
         # How a program ends: ring 3 may not HLT, but writes to where there is no RAM.
         width = {Mode.REAL: 2, Mode.PROTECTED: 4, Mode.LONG: 8}[mode]
         store = b"\x88\x05" if width == 4 else b"\x88\x04\x25"  # mov %al, HOLE
         self.ending = b"\xf4" if ring == 0 else store + HOLE.to_bytes(4, "little")
 
-    def write(self, address: int, data: bytes) -> None:
-        self._ram[address : address + len(data)] = data
+    def load(self, code: bytes) -> None:
+        self._machine.restore(self._empty)
+        self._machine.memory.write(Gpa(CODE), code)
+        self._start = self._machine.snapshot()
 
     def read(self, address: int, size: int) -> bytes:
-        return bytes(self._ram[address : address + size])
+        return self._machine.memory.read(Gpa(address), size)
 
     def run(self, regs: Regs) -> tuple[Exit, Regs]:
-        self._vcpu.set_regs(regs)
-        exit = self._vcpu.run()
-        self._vcpu.complete_pending()
-        return exit, self._vcpu.get_regs()
+        vcpu = self._machine.vcpu
+        self._machine.restore(self._start)
+        vcpu.set_regs(regs)
+        exit = vcpu.run()
+        vcpu.complete_pending()
+        return exit, vcpu.get_regs()
 
     def close(self) -> None:
-        self._ram.release()
-        self._vm.close()
-        self._memory.close()
+        self._machine.close()
 
 
 class OnUnicorn:
@@ -154,14 +152,16 @@ class OnUnicorn:
         unicorns |= {name: name.upper() for name in ADDED if mode is Mode.LONG}
         self._ids = {name: getattr(x86_const, f"UC_X86_REG_{known}") for name, known in unicorns.items()}
 
-    def write(self, address: int, data: bytes) -> None:
-        self._uc.mem_write(address, data)
+    def load(self, code: bytes) -> None:
+        self._uc.mem_write(CODE, code)
 
     def read(self, address: int, size: int) -> bytes:
         return bytes(self._uc.mem_read(address, size))
 
     def run(self, regs: Regs, end: int) -> Regs:
         self._uc.ctl_flush_tb()  # what it has translated of the program before
+        for address, size in MEMORY.values():
+            self._uc.mem_write(address, PATTERN[:size])
         self._uc.reg_write_batch([(id, getattr(regs, name)) for name, id in self._ids.items()])
         self._uc.emu_start(regs.rip, end)
         values = self._uc.reg_read_batch(tuple(self._ids.values()))
@@ -174,31 +174,20 @@ MEMORY = {"scratch memory": (SCRATCH, SCRATCH_SIZE), "the stack": (STACK, STACK_
 
 
 class Pair:
-    """Both processors; the one in KVM is made anew when a guest has crashed."""
+    """Both processors."""
 
     def __init__(self, mode: Mode, ring: int) -> None:
-        self._kvm = Kvm.open()
-        self._new_guest = partial(OnKvm, self._kvm, mode, ring)
-        self.guest = self._new_guest()
+        self.guest = OnKvm(mode, ring)
         self.oracle = OnUnicorn(mode)
-
-    def close(self) -> None:
-        self.guest.close()
-        self._kvm.close()
 
     def load(self, code: bytes) -> None:
         for processor in (self.guest, self.oracle):
-            processor.write(CODE, code + self.guest.ending)
+            processor.load(code + self.guest.ending)
 
     def differences(self, regs: Regs, end: int, undefined: Rflags) -> list[str]:
         """Run what is loaded on both, from ``regs``, and return in lines where they differ."""
-        for processor in (self.guest, self.oracle):
-            for address, size in MEMORY.values():
-                processor.write(address, PATTERN[:size])
         exit, got = self.guest.run(regs)
         if not isinstance(exit, Hlt | MmioWrite):
-            self.guest.close()
-            self.guest = self._new_guest()
             return [f"KVM: {exit}"]
         expected = replace(self.oracle.run(regs, end), rip=got.rip)
         lines = list(differing_registers(regs, got, expected, undefined))
@@ -242,7 +231,7 @@ def setup(request: pytest.FixtureRequest) -> tuple[Mode, int]:
 def pair(setup: tuple[Mode, int]) -> Iterator[Pair]:
     pair = Pair(*setup)
     yield pair
-    pair.close()
+    pair.guest.close()
 
 
 @settings(max_examples=PROGRAMS, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -269,11 +258,10 @@ def test_integer_code_does_the_same_on_kvm_and_on_unicorn(
         ("mov $0xc0000000, %eax; mov $1, %ecx; shl $1, %eax; loopne 1f; nop; 1:", Rflags.CF | Rflags.SF | Rflags.PF),
     ],
 )
-def test_what_unicorn_cannot_tell_is_on_kvm_as_the_manual_has_it(kvm: Kvm, source: str, flags: Rflags) -> None:
+def test_what_unicorn_cannot_tell_is_on_kvm_as_the_manual_has_it(source: str, flags: Rflags) -> None:
     (segment,) = assemble(f"{source}; hlt", mode=Mode.PROTECTED, load=CODE).segments
-    guest = OnKvm(kvm, Mode.PROTECTED, 0)
-    guest.write(CODE, segment.data)
-    exit, regs = guest.run(Regs(rip=CODE, rsp=RSP, rbx=RBX))
-    guest.close()
+    with contextlib.closing(OnKvm(Mode.PROTECTED, 0)) as guest:
+        guest.load(segment.data)
+        exit, regs = guest.run(Regs(rip=CODE, rsp=RSP, rbx=RBX))
     undefined = Rflags.AF if "sh" in source else Rflags(0)
     assert (exit, Rflags(regs.rflags) & (ARITHMETIC_FLAGS & ~undefined)) == (Hlt(), flags & ~undefined)
