@@ -27,13 +27,18 @@ if TYPE_CHECKING:
     from pykvm.boot.image import Image, Segment, Symbol
     from pykvm.boot.lines import source_line
     from pykvm.boot.mptable import mp_table
+    from pykvm.boot.protocol import BootModule, BootOptions, BootProtocol, Platform
 
 __all__ = [
     "BUNDLE",
     "AssemblerWarning",
+    "BootModule",
+    "BootOptions",
+    "BootProtocol",
     "BundledGuest",
     "Expectation",
     "Image",
+    "Platform",
     "Segment",
     "Symbol",
     "acpi_tables",
@@ -68,6 +73,7 @@ _HOMES = {
     "pykvm.boot.flat": ("flat_image",),
     "pykvm.boot.image": ("Image", "Segment", "Symbol"),
     "pykvm.boot.lines": ("source_line",),
+    "pykvm.boot.protocol": ("BootModule", "BootOptions", "BootProtocol", "Platform"),
 }
 
 

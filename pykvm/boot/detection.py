@@ -1,9 +1,7 @@
 """From a file's path, or from assembly text, to an ``Image``: what it is, and whether it can be read at all.
 
-A file is known by its content: ELF by its first four bytes, everything else is taken as a flat binary. Only assembly
-sources go by their name (``.S`` or ``.s``), for they have no mark. What cannot be a guest is refused before a byte of
-it is read: opening a FIFO would wait for ever, /dev/zero has no end. Leaves out how each format is read: see ``elf``,
-``flat`` and ``assembler``.
+A file is known by its content: see ``formats``. What cannot be a guest is refused before a byte of it is read: opening
+a FIFO would wait for ever, /dev/zero has no end. Leaves out how each format is read.
 """
 
 from __future__ import annotations
@@ -14,17 +12,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pykvm.boot.elf import ELF_MAGIC, elf_image
-from pykvm.boot.flat import flat_image
+from pykvm.boot.elf import elf_image
+from pykvm.boot.formats import ASSEMBLY_SUFFIXES, Source, find_format
 from pykvm.boot.image import Image, printable
+from pykvm.boot.protocol import BootOptions
 from pykvm.errors import AssemblerError, ImageError
 from pykvm.units import MiB, format_size
 from pykvm.x86 import Mode, to_mode
 
-__all__ = ["MAX_FILE", "assemble", "image_of", "open_image"]
+__all__ = ["MAX_FILE", "assemble", "image_of", "open_image", "read_file"]
 
 MAX_FILE = 256 * MiB
-ASSEMBLY_SUFFIXES = (".S", ".s")
 LIBRARY = "lib"
 START = "_start"
 
@@ -44,28 +42,22 @@ def open_image(
     mode: Mode | None = None,
     load: int | None = None,
     entry: int | str | None = None,
+    format: str | None = None,
+    options: BootOptions | None = None,
 ) -> Image:
-    """Return the guest in the file ``path``: an ELF executable, an assembly source, or else a flat binary.
+    """Return the guest in the file ``path``, whose format is found by its content: see ``pykvm.boot.formats``.
 
     ``name`` is what messages call it, by default the path; ``mode`` what the CPU starts in, by default what the format
     or the source says; ``load`` the guest-physical address for a flat binary, or the one to link a source for;
-    ``entry`` a linear address or a symbol's name.
+    ``entry`` a linear address or a symbol's name; ``format`` a format's name, whatever the content looks like;
+    ``options`` what goes with a kernel.
 
     Raises: ImageError if it cannot be read or is malformed; AssemblerError.
     """
     name = name or printable(os.fspath(path)) or "''"
-    data = _read_file(Path(path), name)
-    if data.startswith(ELF_MAGIC):
-        if load is not None:
-            raise ImageError(
-                f"{name}: an ELF file says itself where it goes: leave the load address out, or link it again"
-            )
-        return elf_image(data, name=name, mode=mode, entry=entry)
-    if Path(path).suffix == ".c":
-        raise ImageError(f"{name}: is C: compile and link it first, as the bundled guest 14-c-kernel is")
-    if Path(path).suffix in ASSEMBLY_SUFFIXES:
-        return assemble(Path(path), mode=mode, load=load, entry=entry)
-    return flat_image(data, name=name, mode=mode, load=load, entry=entry)
+    path = Path(path)
+    source = Source(path, name, read_file(path, name), mode, load, entry, options or BootOptions())
+    return find_format(source, format).open(source)
 
 
 def assemble(
@@ -96,13 +88,13 @@ def assemble(
         output = Path(scratch) / "guest.elf"
         if isinstance(source, Path):
             name = printable(str(source))
-            _read_file(source, name)
+            read_file(source, name)
             built = build_source(source, output, mode=wanted, load=load, include=folders)
         else:
             name = TEXT_NAME
             _check_text(source)
             built = build_text(source, output, mode=wanted, load=load, include=folders)
-        data = _read_file(output, name)
+        data = read_file(output, name)
     return image_of(data, name=name, mode=Mode(built), entry=entry)
 
 
@@ -120,8 +112,8 @@ def _check_text(text: str) -> None:
         raise AssemblerError(f"{printable(text)!r} is taken for assembly text: for the file, give Path({text!r})")
 
 
-def _read_file(path: Path, name: str) -> bytes:
-    """Return what is in the regular file ``path``. Raises: ImageError, which calls it ``name``."""
+def read_file(path: Path, name: str) -> bytes:
+    """Return what is in the regular file ``path``, MAX_FILE at most. Raises: ImageError, which calls it ``name``."""
     try:
         _check_stat(path.stat(), name)
         # O_NONBLOCK and the second look: the file may have become a FIFO since the first.

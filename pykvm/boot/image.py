@@ -19,6 +19,7 @@ from pykvm.units import MiB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pykvm.boot.protocol import BootProtocol
     from pykvm.memory import GuestMemory
     from pykvm.units import Gpa
     from pykvm.x86 import Mode
@@ -60,8 +61,9 @@ class Image:
     """A guest, ready to be loaded.
 
     ``name`` is for messages, ``entry`` the linear address of the first instruction, ``mode`` what the CPU is to be in
-    there, ``symbols`` are sorted by address, ``format`` says what the image was made from ("ELF64", "flat binary"), and
-    ``elf`` is the file itself if it was an ELF, for its debugging information.
+    there, ``symbols`` are sorted by address, ``format`` says what the image was made from ("ELF64", "flat binary"),
+    ``elf`` is the file itself if it was an ELF, for its debugging information, and ``protocol`` says what the guest
+    finds when it starts, if that is more than a mode.
 
     Raises: ImageError if the segments overlap, leave the 52-bit address space, or do not hold the entry.
     """
@@ -73,6 +75,7 @@ class Image:
     symbols: tuple[Symbol, ...] = field(default=(), repr=False)
     format: str = ""
     elf: bytes = field(default=b"", repr=False, compare=False)
+    protocol: BootProtocol | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.segments:

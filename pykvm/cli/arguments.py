@@ -10,7 +10,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from pykvm.boot import BundledGuest, Image, find_guest, open_image, suggest
+from pykvm.boot import BootModule, BootOptions, BundledGuest, Image, find_guest, open_image, suggest
+from pykvm.boot.detection import read_file
+from pykvm.boot.formats import FORMATS
 from pykvm.boot.image import printable
 from pykvm.cli.streams import say
 from pykvm.errors import ConfigurationError, ImageError
@@ -34,6 +36,11 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         "target", metavar="TARGET", help="a bundled guest's name, an assembly source (.S), a flat binary or an ELF file"
     )
     parser.add_argument(
+        "--format",
+        choices=[format.name for format in FORMATS],
+        help="what kind of file it is (default: found by its content)",
+    )
+    parser.add_argument(
         "--mode",
         choices=[mode.value for mode in Mode],
         help="the mode the CPU starts in (default: what the image asks for)",
@@ -43,6 +50,16 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--entry", type=address_or_symbol, metavar="ADDRESS", help="where to start: an address or a symbol"
+    )
+    parser.add_argument("--append", default="", metavar="TEXT", help="the command line of a kernel")
+    parser.add_argument("--initrd", metavar="FILE", help="the initial RAM disk of a kernel")
+    parser.add_argument(
+        "--module",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="FILE[:ARGUMENTS]",
+        help="a file that is loaded beside a multiboot kernel; repeatable",
     )
 
 
@@ -54,17 +71,19 @@ def find_target(options: argparse.Namespace) -> Target:
     name: str = options.target
     if not name:
         raise ImageError("TARGET is empty: name a bundled guest or a file")
-    mode = None if options.mode is None else Mode(options.mode)
     guest = None if "/" in name else find_guest(name)
     if guest is None:
-        return Target(_open_file(name, mode, options.load, options.entry))
+        return Target(_open_file(name, options))
     if _exists(name):
         say(f"pykvm: {name} is a bundled guest and a file here; this is the guest, ./{name} is the file")
     if options.load is not None:
         raise ImageError(
             f"{guest.name}: is linked for its address: --load works with flat binaries and assembly sources"
         )
-    image = open_image(guest.image, name=guest.name, mode=mode or Mode(guest.mode), entry=options.entry)
+    mode = Mode(options.mode or guest.mode)
+    image = open_image(
+        guest.image, name=guest.name, mode=mode, entry=options.entry, format=options.format, options=_options(options)
+    )
     return Target(image, guest)
 
 
@@ -99,17 +118,36 @@ def count(text: str) -> int:
     return int(text)
 
 
-def _open_file(name: str, mode: Mode | None, load: int | None, entry: int | str | None) -> Image:
+def _open_file(name: str, options: argparse.Namespace) -> Image:
     if "/" not in name and not _exists(name):
         close = suggest(name)
         hint = f"did you mean {' or '.join(close)}?" if close else "'pykvm guests' lists the guests"
         raise ImageError(f"{printable(name)}: there is no such file, and no bundled guest of that name; {hint}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", UserWarning)  # AssemblerWarning is one
-        image = open_image(name, mode=mode, load=load, entry=entry)
+        image = open_image(
+            name,
+            mode=None if options.mode is None else Mode(options.mode),
+            load=options.load,
+            entry=options.entry,
+            format=options.format,
+            options=_options(options),
+        )
     for warning in caught:
         say(f"pykvm: {warning.filename}:{warning.lineno}: Warning: {warning.message}")
     return image
+
+
+def _options(options: argparse.Namespace) -> BootOptions:
+    """Return what goes with a kernel. Raises: ImageError if a file of it cannot be read."""
+    initrd = b"" if options.initrd is None else read_file(Path(options.initrd), printable(options.initrd))
+    return BootOptions(options.append, initrd, tuple(map(_module, options.modules)))
+
+
+def _module(text: str) -> BootModule:
+    # A file whose name has a colon is itself, if it is there.
+    file, _, arguments = (text, "", "") if _exists(text) else text.partition(":")
+    return BootModule(file, read_file(Path(file), printable(file)), arguments)
 
 
 def _exists(name: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pykvm.boot import Image, flat_image, open_image
+from pykvm.boot import Image, Platform, flat_image, open_image
 from pykvm.devices import Unclaimed
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
 from pykvm.kvm import Regs
@@ -100,8 +100,8 @@ class Machine(Rewindable):
     ) -> None:
         """Put ``image`` into memory and set the CPU up to start it.
 
-        ``image`` is an Image, the path of a file (ELF, assembly source or flat binary), or the bytes of a flat
-        binary. ``mode`` is the state the CPU starts in, by default the image's own; ``ring`` 3 starts it
+        ``image`` is an Image, the path of a file (see ``pykvm.boot.formats``), or the bytes of a flat binary. ``mode``
+        is the state the CPU starts in, by default the image's own, or what its boot protocol says; ``ring`` 3 starts it
         unprivileged, in protected and long mode; ``page_size`` is that of the page tables made for paged modes, in
         bytes. ``entry`` (an address or a symbol) and ``load`` (a guest-physical address) override the image's.
 
@@ -114,10 +114,17 @@ class Machine(Rewindable):
             image = flat_image(image, mode=chosen, load=load, entry=entry)
         elif not isinstance(image, Image):
             image = open_image(image, mode=chosen, load=load, entry=entry)
-        state = self._set_up(chosen or image.mode, image.entry, ring, page_size)
-        _check_apart(image, state)
-        image.load(self.memory)
-        self._write_tables(image)
+        if image.protocol is None or chosen is not None:
+            state = self._set_up(chosen or image.mode, image.entry, ring, page_size)
+            _check_apart(image, state)
+            self._put(image)
+        elif ring or page_size is not None:
+            raise ConfigurationError(
+                f"{image.name}: starts as {image.protocol.name} says: neither ring nor page size go"
+            )
+        else:
+            self._put(image)
+            state = image.protocol.start(image, Platform(self.memory, self._processors.reset_sregs, len(self.vcpus)))
         self._image = image
         self.set_state(state)
 
@@ -319,6 +326,10 @@ class Machine(Rewindable):
         self._check_open()
         if self.is_running:
             raise InUseError("this machine is running: stop() it, and set it up when run() has returned")
+
+    def _put(self, image: Image) -> None:
+        image.load(self.memory)
+        self._write_tables(image)
 
     def _set_up(self, mode: Mode, entry: int, ring: int, page_size: int | None) -> CpuState:
         if page_size == GiB and not self.cpuid.has("pdpe1gb"):

@@ -1,0 +1,114 @@
+"""The formats of guests, each known by its content, and tried in this order: the first that recognises a file has it.
+
+    assembly   known by its name, for it has no mark
+    elf        ELF32 and ELF64 executables
+    flat       everything else
+
+Leaves out how each is read: every format has a module of its own, loaded when it is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pykvm.boot.image import Image
+from pykvm.boot.protocol import BootOptions
+from pykvm.errors import ImageError
+from pykvm.names import did_you_mean
+from pykvm.x86 import Mode
+
+__all__ = ["FORMATS", "Format", "Source", "find_format"]
+
+ASSEMBLY_SUFFIXES = (".S", ".s")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file on its way to becoming an image, and what the user says about it: see ``open_image``."""
+
+    path: Path
+    name: str
+    data: bytes = field(repr=False)
+    mode: Mode | None = None
+    load: int | None = None
+    entry: int | str | None = None
+    options: BootOptions = field(default_factory=BootOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format, called ``name`` as by ``--format``: whether a file is of it, and the image that is made of one."""
+
+    name: str
+    summary: str
+    recognises: Callable[[Source], bool]
+    open: Callable[[Source], Image]
+
+
+def find_format(source: Source, name: str | None = None) -> Format:
+    """Return the format called ``name``, or the first that recognises ``source``. Raises: ImageError."""
+    if name is None:
+        return next(format for format in FORMATS if format.recognises(source))
+    for format in FORMATS:
+        if format.name == name:
+            return format
+    names = [format.name for format in FORMATS]
+    close = did_you_mean(name, names)
+    raise ImageError(f"{source.name}: there is no format {name!r}: {close or 'there are ' + ', '.join(names)}")
+
+
+# ---- assembly ----
+
+
+def _is_assembly(source: Source) -> bool:
+    return source.path.suffix in ASSEMBLY_SUFFIXES and not _is_elf(source)
+
+
+def _open_assembly(source: Source) -> Image:
+    from pykvm.boot.detection import assemble
+
+    source.options.check((), source.name, "assembly source")
+    return assemble(source.path, mode=source.mode, load=source.load, entry=source.entry)
+
+
+# ---- ELF ----
+
+
+def _is_elf(source: Source) -> bool:
+    return source.data.startswith(b"\x7fELF")
+
+
+def _open_elf(source: Source) -> Image:
+    from pykvm.boot.elf import elf_image
+
+    source.options.check((), source.name, "plain ELF file")
+    if source.load is not None:
+        raise ImageError(
+            f"{source.name}: an ELF file says itself where it goes: leave the load address out, or link it again"
+        )
+    return elf_image(source.data, name=source.name, mode=source.mode, entry=source.entry)
+
+
+# ---- flat binaries ----
+
+
+def _is_anything(source: Source) -> bool:
+    return True
+
+
+def _open_flat(source: Source) -> Image:
+    from pykvm.boot.flat import flat_image
+
+    if source.path.suffix == ".c":
+        raise ImageError(f"{source.name}: is C: compile and link it first, as the bundled guest 14-c-kernel is")
+    source.options.check((), source.name, "flat binary")
+    return flat_image(source.data, name=source.name, mode=source.mode, load=source.load, entry=source.entry)
+
+
+FORMATS = (
+    Format("assembly", "a source for GNU as (.S, .s)", _is_assembly, _open_assembly),
+    Format("elf", "an ELF executable, 32-bit or 64-bit", _is_elf, _open_elf),
+    Format("flat", "a flat binary", _is_anything, _open_flat),
+)
