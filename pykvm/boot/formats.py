@@ -1,8 +1,11 @@
 """The formats of guests, each known by its content, and tried in this order: the first that recognises a file has it.
 
-    assembly   known by its name, for it has no mark
-    elf        ELF32 and ELF64 executables
-    flat       everything else
+    assembly    known by its name, for it has no mark
+    multiboot   a header with a magic number and a checksum in the first 8 KiB
+    elf         ELF32 and ELF64 executables
+    flat        everything else
+
+A mode that the user asks for takes the place of what a boot protocol wants, which is then not looked for.
 
 Leaves out how each is read: every format has a module of its own, loaded when it is wanted.
 """
@@ -73,6 +76,25 @@ def _open_assembly(source: Source) -> Image:
     return assemble(source.path, mode=source.mode, load=source.load, entry=source.entry)
 
 
+# ---- multiboot ----
+
+
+def _is_multiboot(source: Source) -> bool:
+    from pykvm.boot.multiboot import find_header
+
+    return source.mode is None and source.load is None and find_header(source.data) is not None
+
+
+def _open_multiboot(source: Source) -> Image:
+    from pykvm.boot.multiboot import multiboot_image
+
+    if source.mode is not None or source.load is not None:
+        raise ImageError(
+            f"{source.name}: a multiboot kernel says itself where it goes and starts: leave mode and load address out"
+        )
+    return multiboot_image(source.data, name=source.name, entry=source.entry, options=source.options)
+
+
 # ---- ELF ----
 
 
@@ -109,6 +131,7 @@ def _open_flat(source: Source) -> Image:
 
 FORMATS = (
     Format("assembly", "a source for GNU as (.S, .s)", _is_assembly, _open_assembly),
+    Format("multiboot", "a kernel with a multiboot 1 header", _is_multiboot, _open_multiboot),
     Format("elf", "an ELF executable, 32-bit or 64-bit", _is_elf, _open_elf),
     Format("flat", "a flat binary", _is_anything, _open_flat),
 )

@@ -41,6 +41,7 @@ __all__ = [
     "CpuState",
     "Mode",
     "cpu_mode",
+    "flat_protected_mode",
     "linear_rip",
     "long_mode",
     "pae_mode",
@@ -185,6 +186,20 @@ def paged_mode(sregs: Sregs, memory: GuestMemory, entry: int, page_size: int = 4
     state.sregs.cr4 = Cr4.PSE.value
     state.sregs.cr0 |= Cr0.PG.value
     return state
+
+
+def flat_protected_mode(sregs: Sregs, entry: int) -> CpuState:
+    """Return protected mode as boot protocols have it: flat segments in ring 0, and no table of them in memory.
+
+    The guest makes its own GDT before it loads a segment register, so that nothing of its memory is taken. There is no
+    stack.
+    """
+    state = copy.deepcopy(sregs)
+    state.gdt = state.idt = DescriptorTable()
+    state.cs = code_segment(32, selector=Selector.KERNEL_CODE)
+    _set_data_segments(state, data_segment(selector=Selector.KERNEL_DATA))
+    state.cr0 = (Cr0.PE | Cr0.ET).value
+    return CpuState(Regs(rip=entry), state)
 
 
 def pae_mode(sregs: Sregs, memory: GuestMemory, entry: int, page_size: int = 2 * MiB, *, ring: int = 0) -> CpuState:
