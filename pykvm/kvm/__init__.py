@@ -46,6 +46,7 @@ from pykvm.kvm.exits import (
     Unknown,
     Wrmsr,
 )
+from pykvm.kvm.logged import CallLog, IoctlCall, OtherCall
 from pykvm.kvm.msr_filter import MsrFilterRange
 from pykvm.kvm.routing import IrqchipRoute, MsiRoute, Route
 from pykvm.kvm.stats import Statistic, StatKind, StatsFd, StatUnit
@@ -71,6 +72,7 @@ from pykvm.kvm.vm import MemorySlot, Vm
 __all__ = [
     "CAPABILITIES",
     "BusLock",
+    "CallLog",
     "Cap",
     "Capability",
     "ClockData",
@@ -94,6 +96,7 @@ __all__ = [
     "IoIn",
     "IoOut",
     "IoapicEoi",
+    "IoctlCall",
     "IrqWindowOpen",
     "IrqchipId",
     "IrqchipRoute",
@@ -111,6 +114,7 @@ __all__ = [
     "MsrFilterRange",
     "Nmi",
     "Notify",
+    "OtherCall",
     "Rdmsr",
     "ReadExit",
     "Regs",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.descriptor import check_error
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Step:
 class Batch:
     """The ioctls ``steps``, in this order. The descriptors belong to somebody who keeps them open."""
 
-    def __init__(self, steps: Iterable[Step]) -> None:
+    def __init__(self, steps: Iterable[Step], calls: Calls = lib) -> None:
+        self._calls = calls
         self._steps = tuple(steps)
         self._count = len(self._steps)
         # SAFETY: the steps keep the arguments, and this object keeps the steps.
@@ -45,7 +47,7 @@ class Batch:
 
     def issue(self) -> None:
         """Issue them all. Raises: KvmError for the first that fails, after which none is issued."""
-        done = lib.pykvm_issue(self._c, self._count, self._result)
+        done = self._calls.pykvm_issue(self._c, self._count, self._result)
         if done != self._count:
             _explain(self._steps[done], self._result[0])
 

@@ -21,8 +21,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from pykvm._shim import ffi
+from pykvm._shim import ffi, lib
 from pykvm.errors import MalformedExitError
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.exits import IoOut, MmioWrite
 from pykvm.kvm.shared import SharedPages
 from pykvm.units import PAGE_SIZE, Gpa
@@ -36,8 +37,8 @@ __all__ = ["CoalescedRing", "drain"]
 class CoalescedRing:
     """The ring of one VM, mapped by the descriptor of one of its vCPUs, at the page KVM_CAP_COALESCED_MMIO tells."""
 
-    def __init__(self, fd: int, page: int) -> None:
-        self._pages = SharedPages(fd, page, PAGE_SIZE)
+    def __init__(self, fd: int, page: int, calls: Calls = lib) -> None:
+        self._pages = SharedPages(fd, page, PAGE_SIZE, calls)
         # SAFETY: the page is mapped until close(), which holds the lock and forgets this.
         self._ring: CData | None = ffi.cast("struct kvm_coalesced_mmio_ring *", self._pages.start)
         self._lock = threading.Lock()

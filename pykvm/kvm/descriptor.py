@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import ClosedError, ConfigurationError, KvmError
+from pykvm.kvm.calls import Calls
 
 if TYPE_CHECKING:
     from pykvm._shim import CData
@@ -51,12 +52,16 @@ def fill_state(c: CData, state: bytes, what: str) -> None:
 
 
 class Descriptor:
-    """An open KVM file descriptor: a context manager, closed once, whatever the order and however often asked."""
+    """An open KVM file descriptor: a context manager, closed once, whatever the order and however often asked.
 
-    def __init__(self, fd: int, label: str) -> None:
+    ``calls`` is what makes its system calls: the compiled shim, unless somebody wants to hear of them.
+    """
+
+    def __init__(self, fd: int, label: str, calls: Calls = lib) -> None:
         self._fd = fd
         self._closed = False
         self.label = label
+        self.calls = calls
 
     def fileno(self) -> int:
         """Return the descriptor's number. Raises: ClosedError."""
@@ -72,7 +77,7 @@ class Descriptor:
         """Close the descriptor; does nothing the second time."""
         if not self._closed:
             self._closed = True
-            lib.pykvm_close(self._fd)
+            self.calls.pykvm_close(self._fd)
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -102,13 +107,13 @@ class Descriptor:
         """Issue the ioctl ``name`` with an integer argument and return its value."""
         self._check_open()
         with kernel_values(name):
-            result = lib.pykvm_ioctl(self._fd, getattr(lib, name), argument)
+            result = self.calls.pykvm_ioctl(self._fd, getattr(lib, name), argument)
         return check_error(result, name, arguments, explanation)
 
     def _ioctl_struct(self, name: str, pointer: CData, arguments: str = "", explanation: Explanation = "") -> int:
         """Issue the ioctl ``name`` with a pointer to a C structure, which the kernel reads or fills."""
         self._check_open()
-        result = lib.pykvm_ioctl_pointer(self._fd, getattr(lib, name), pointer)
+        result = self.calls.pykvm_ioctl_pointer(self._fd, getattr(lib, name), pointer)
         return check_error(result, name, arguments, explanation)
 
     def enable_cap(self, cap: int, args: Sequence[int] = (), flags: int = 0, *, explanation: Explanation = "") -> int:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from pykvm._shim import ffi, lib
 from pykvm.errors import KvmError
 from pykvm.kvm.batch import Step
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.descriptor import check_error
 from pykvm.kvm.shared import SharedPages
 from pykvm.units import PAGE_SIZE, Gpa
@@ -43,8 +44,8 @@ _OVERRUN = (
 class DirtyRing:
     """The ring of one vCPU: ``size`` bytes behind its descriptor, at the page KVM_DIRTY_LOG_PAGE_OFFSET."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._pages = SharedPages(fd, lib.KVM_DIRTY_LOG_PAGE_OFFSET, size)
+    def __init__(self, fd: int, size: int, calls: Calls = lib) -> None:
+        self._pages = SharedPages(fd, lib.KVM_DIRTY_LOG_PAGE_OFFSET, size, calls)
         self._entries = size // ffi.sizeof("struct kvm_dirty_gfn")
         self._next = 0
 
@@ -95,9 +96,9 @@ class DirtyLog:
         """Return the ioctl that fills ``bitmap``, of the VM ``fd``: a bit a page, low bit first, in whole words."""
         return Step(fd, "KVM_GET_DIRTY_LOG", self._c, explain=self._explain)
 
-    def pages(self, fd: int) -> list[Gpa]:
+    def pages(self, fd: int, calls: Calls = lib) -> list[Gpa]:
         """Return the pages written since the last call, lowest first, of the VM ``fd``. Raises: KvmError."""
-        self._explain(lib.pykvm_ioctl_pointer(fd, lib.KVM_GET_DIRTY_LOG, self._c))
+        self._explain(calls.pykvm_ioctl_pointer(fd, lib.KVM_GET_DIRTY_LOG, self._c))
         bitmap = bytes(self._view)
         if bitmap != self._last[0]:  # a guest that is restored again and again writes the same pages again and again
             self._last = bitmap, list(logged_pages(memoryview(bitmap).cast("Q"), self.gpa))

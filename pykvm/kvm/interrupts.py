@@ -104,7 +104,7 @@ class VmInterrupts(Descriptor):
             self._check_open()
             raise ConfigurationError(f"KVM_IRQ_LINE: a gsi that fits into the kernel's structure has 32 bits: {gsi:#x}")
         line = ffi.new("struct kvm_irq_level *", (gsi, level))
-        result = lib.pykvm_ioctl_pointer(self._fd, lib.KVM_IRQ_LINE, line)
+        result = self.calls.pykvm_ioctl_pointer(self._fd, lib.KVM_IRQ_LINE, line)
         if result < 0:
             check_error(result, "KVM_IRQ_LINE", f"gsi={gsi}, level={level}", {errno.ENXIO: _NO_IRQCHIP})
 
@@ -199,11 +199,11 @@ class VmInterrupts(Descriptor):
         Levels of lines (``irq_line``) are not part of it, for the kernel does not tell them. Raises: KvmError.
         """
         self._check_open()
-        return SavedVm.save(self._fd)
+        return SavedVm.save(self.calls, self._fd)
 
     def load_state(self, saved: SavedVm) -> None:
         """Put back what ``save_state`` returned, of this VM or of one made alike. Raises: KvmError."""
-        Batch(self.load_steps(saved)).issue()
+        Batch(self.load_steps(saved), self.calls).issue()
 
     def load_steps(self, saved: SavedVm) -> list[Step]:
         """Return the ioctls of ``load_state``, for who issues them often."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Self
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError, KvmError
 from pykvm.kvm.batch import Step
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.constants import IrqchipId
 from pykvm.kvm.descriptor import check_error
 
@@ -129,14 +130,14 @@ class SavedVcpu(_Saved):
         self.shown = shown
 
     @classmethod
-    def save(cls, fd: int, msrs: Sequence[int], shown: bytes) -> SavedVcpu:
+    def save(cls, calls: Calls, fd: int, msrs: Sequence[int], shown: bytes) -> SavedVcpu:
         """Return the state of the vCPU ``fd``, with the MSRs ``msrs``. Raises: KvmError."""
-        structures = {"mp_state": _get(fd, _VCPU_PIECES[-2])}
+        structures = {"mp_state": _get(calls, fd, _VCPU_PIECES[-2])}
         for piece in _VCPU_PIECES:
             if piece.name == "msrs":
-                structures["msrs"] = _get_msrs(fd, msrs)
+                structures["msrs"] = _get_msrs(calls, fd, msrs)
             elif piece.name != "mp_state":
-                _get_if_any(fd, piece, structures)
+                _get_if_any(calls, fd, piece, structures)
         return cls(structures, shown)
 
     @property
@@ -170,21 +171,21 @@ class SavedVm(_Saved):
         return cls(cls._structures_of(pieces))
 
     @classmethod
-    def save(cls, fd: int) -> SavedVm:
+    def save(cls, calls: Calls, fd: int) -> SavedVm:
         """Return the state of the VM ``fd``. Raises: KvmError."""
         structures: dict[str, CData] = {}
         for piece in _VM_PIECES:
-            _get_if_any(fd, piece, structures)
+            _get_if_any(calls, fd, piece, structures)
         structures["clock"].flags = 0  # what the kernel told about it; it is refused on the way back
         return cls(structures)
 
 
-def find_msrs(fd: int, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+def find_msrs(calls: Calls, fd: int, indices: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return those MSRs of ``indices`` that the vCPU ``fd`` lets be read and written back, and those it refuses."""
     kept: list[int] = []
     for index in indices:
         c = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [{"index": index}]})
-        if all(lib.pykvm_ioctl_pointer(fd, request, c) == 1 for request in (lib.KVM_GET_MSRS, lib.KVM_SET_MSRS)):
+        if all(calls.pykvm_ioctl_pointer(fd, request, c) == 1 for request in (lib.KVM_GET_MSRS, lib.KVM_SET_MSRS)):
             kept.append(index)
     return kept, [index for index in indices if index not in kept]
 
@@ -198,23 +199,23 @@ def _new(piece: _Piece) -> CData:
     return ffi.new(piece.declaration)
 
 
-def _get(fd: int, piece: _Piece) -> CData:
+def _get(calls: Calls, fd: int, piece: _Piece) -> CData:
     c = _new(piece)
-    check_error(lib.pykvm_ioctl_pointer(fd, getattr(lib, piece.get), c), piece.get)
+    check_error(calls.pykvm_ioctl_pointer(fd, getattr(lib, piece.get), c), piece.get)
     return c
 
 
-def _get_if_any(fd: int, piece: _Piece, structures: dict[str, CData]) -> None:
+def _get_if_any(calls: Calls, fd: int, piece: _Piece, structures: dict[str, CData]) -> None:
     try:
-        structures[piece.name] = _get(fd, piece)
+        structures[piece.name] = _get(calls, fd, piece)
     except KvmError as error:
         if not piece.is_optional or error.errno not in _HAS_NONE:
             raise
 
 
-def _get_msrs(fd: int, indices: Sequence[int]) -> CData:
+def _get_msrs(calls: Calls, fd: int, indices: Sequence[int]) -> CData:
     c = ffi.new("struct kvm_msrs *", {"nmsrs": len(indices), "entries": [{"index": index} for index in indices]})
-    done = lib.pykvm_ioctl_pointer(fd, lib.KVM_GET_MSRS, c)
+    done = calls.pykvm_ioctl_pointer(fd, lib.KVM_GET_MSRS, c)
     if done != len(indices):
         _explain("KVM_GET_MSRS", done, c)
     return c

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.descriptor import check_error
 from pykvm.units import PAGE_SIZE
 
@@ -25,13 +26,14 @@ class SharedPages:
     and keeps the kernel from taking the VM down.
     """
 
-    def __init__(self, fd: int, page: int, size: int) -> None:
+    def __init__(self, fd: int, page: int, size: int, calls: Calls = lib) -> None:
         pointer = ffi.new("void **")
-        result = lib.pykvm_map(fd, page * PAGE_SIZE, size, pointer)
+        result = calls.pykvm_map(fd, page * PAGE_SIZE, size, pointer)
         check_error(result, "mmap", f"fd={fd}, page={page}, size={size:#x}")
         # SAFETY: ours until close(), which forgets the address; users hold a lock from a look at it to its last use.
         self.start: CData = pointer[0]
         self._size = size
+        self._calls = calls
 
     @property
     def closed(self) -> bool:
@@ -42,4 +44,4 @@ class SharedPages:
         """Unmap the pages; does nothing the second time."""
         if not self.closed:
             start, self.start = self.start, ffi.NULL
-            lib.pykvm_unmap(start, self._size)
+            self._calls.pykvm_unmap(start, self._size)

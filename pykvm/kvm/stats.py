@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError, KvmError
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.descriptor import Descriptor
 from pykvm.units import format_size
 
@@ -110,8 +111,8 @@ class Statistic:
 class StatsFd(Descriptor):
     """The descriptor of a VM's or a vCPU's statistics; it may be read at any time, from any thread."""
 
-    def __init__(self, fd: int, owner: str) -> None:
-        super().__init__(fd, f"the statistics of {owner}")
+    def __init__(self, fd: int, owner: str, calls: Calls = lib) -> None:
+        super().__init__(fd, f"the statistics of {owner}", calls)
         # What a statistic is does not change; where its values begin in the data, and how many there are.
         self._layout: list[tuple[Statistic, int, int]] | None = None
         self._data = (0, 0)
@@ -162,7 +163,7 @@ class StatsSource(Descriptor):
 
     def get_stats_fd(self) -> StatsFd:
         """Return a descriptor of the counters, to be read often: KVM_GET_STATS_FD. The caller closes it."""
-        return StatsFd(self._ioctl("KVM_GET_STATS_FD"), self.label)
+        return StatsFd(self._ioctl("KVM_GET_STATS_FD"), self.label, self.calls)
 
     def stats(self) -> dict[str, Statistic]:
         """Return KVM's counters by name, as of now. To read them often, keep ``get_stats_fd()``."""

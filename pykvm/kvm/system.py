@@ -16,8 +16,10 @@ from typing import Self
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import KvmError, KvmUnavailableError
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.constants import Cap
 from pykvm.kvm.descriptor import Descriptor, check_error, kernel_values
+from pykvm.kvm.logged import CallLog, LoggedCalls
 from pykvm.kvm.structs import CpuidEntry, from_c
 from pykvm.kvm.vm import Vm
 
@@ -30,15 +32,18 @@ class Kvm(Descriptor):
     """An open /dev/kvm."""
 
     @classmethod
-    def open(cls, path: str = DEFAULT_PATH) -> Self:
+    def open(cls, path: str = DEFAULT_PATH, *, log: CallLog | None = None) -> Self:
         """Open /dev/kvm read-write and check that it speaks the API this code was compiled for.
+
+        ``log`` is told of each system call that is made by what is returned, its VMs and their vCPUs.
 
         Raises: KvmUnavailableError, which says why and what to do about it.
         """
-        fd = lib.pykvm_open(path.encode())
+        calls: Calls = lib if log is None else LoggedCalls(log)
+        fd = calls.pykvm_open(path.encode())
         if fd < 0:
             raise why_unavailable(path, -fd)
-        kvm = cls(fd, path)
+        kvm = cls(fd, path, calls)
         try:
             version = kvm.get_api_version()
         except KvmError as error:
@@ -85,7 +90,7 @@ class Kvm(Descriptor):
         self._check_open()
         counter = ffi.new("struct kvm_msr_list *", {"nmsrs": 0, "indices": 0})
         # With no room for the list the kernel answers E2BIG and how many there are (api.rst, KVM_GET_MSR_INDEX_LIST).
-        result = lib.pykvm_ioctl_pointer(self._fd, lib.KVM_GET_MSR_INDEX_LIST, counter)
+        result = self.calls.pykvm_ioctl_pointer(self._fd, lib.KVM_GET_MSR_INDEX_LIST, counter)
         if result != -errno.E2BIG:
             check_error(result, "KVM_GET_MSR_INDEX_LIST")
         msrs = ffi.new("struct kvm_msr_list *", {"nmsrs": counter.nmsrs, "indices": counter.nmsrs})
@@ -96,9 +101,9 @@ class Kvm(Descriptor):
         """Return a new VM: KVM_CREATE_VM. It has no memory and no vCPU yet. ``type`` is 0 on ordinary x86."""
         self._check_open()
         with kernel_values("KVM_CREATE_VM"):
-            fd = lib.pykvm_create_vm(self._fd, type)
+            fd = self.calls.pykvm_create_vm(self._fd, type)
         check_error(fd, "KVM_CREATE_VM", f"type={type}")
-        return Vm(fd, self.get_vcpu_mmap_size())
+        return Vm(fd, self.get_vcpu_mmap_size(), self.calls)
 
 
 def why_unavailable(path: str, error: int) -> KvmUnavailableError:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError, InUseError, KvmError, UnansweredReadError
 from pykvm.kvm.batch import Batch, Step
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.constants import ExitReason
 from pykvm.kvm.descriptor import Explanation, check_error
 from pykvm.kvm.exits import Exit, Hypercall, Intr, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr, decode
@@ -44,12 +45,13 @@ _LONGEST_TICK = 1 << 33  # seconds: what 64 bits of nanoseconds hold
 class Vcpu(VcpuState, StatsSource):
     """A virtual processor. Created by ``Vm.create_vcpu``."""
 
-    def __init__(self, vm: Vm, c: CData, id: int) -> None:
-        super().__init__(c.fd, f"vCPU {id}")
+    def __init__(self, vm: Vm, c: CData, id: int, calls: Calls = lib) -> None:
+        super().__init__(c.fd, f"vCPU {id}", calls)
         self.id = id
         self._vm = vm  # a VM lives as long as its vCPUs, and its memory with it
         self._c = c
         self._run = c.run
+        self._kvm_run = calls.pykvm_run
         # SAFETY: a view of the run_size bytes that the shim mapped; close() drops it before they are unmapped, and
         # decode() copies what it returns.
         self._page = memoryview(ffi.buffer(c.run, c.run_size))
@@ -70,7 +72,7 @@ class Vcpu(VcpuState, StatsSource):
         """
         if self._unanswered is not None:
             raise UnansweredReadError(f"{self._unanswered} was not answered: call complete(exit, data) before run()")
-        return self._take_exit(self._enter(lib.pykvm_run))
+        return self._take_exit(self._enter(self._kvm_run))
 
     def complete(self, exit: ReadExit, data: bytes) -> None:
         """Answer ``exit``, the one ``run()`` returned last, with what the guest is to read.
@@ -126,7 +128,7 @@ class Vcpu(VcpuState, StatsSource):
         self._check_open()
         if not self._incomplete:
             return None
-        result = self._enter(lib.pykvm_complete)
+        result = self._enter(self.calls.pykvm_complete)
         exit = self._take_exit(result)
         return None if result == -errno.EINTR else exit
 
@@ -194,7 +196,7 @@ class Vcpu(VcpuState, StatsSource):
                 self.check_idle("closed")
             self._page.release()
             self._run = ffi.NULL
-            lib.pykvm_close_vcpu(self._c)
+            self.calls.pykvm_close_vcpu(self._c)
 
     # ---- everything at once ----
 
@@ -206,7 +208,7 @@ class Vcpu(VcpuState, StatsSource):
     def find_msrs(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
         """Return those MSRs of ``indices`` that can be read and written back here, and those that cannot."""
         self._check_usable("asked for its MSRs")
-        return find_msrs(self._fd, indices)
+        return find_msrs(self.calls, self._fd, indices)
 
     def save_state(self, msrs: Sequence[int]) -> SavedVcpu:
         """Return all that this vCPU remembers, with the MSRs ``msrs``, for ``load_state`` of it or another.
@@ -216,7 +218,7 @@ class Vcpu(VcpuState, StatsSource):
         self._check_usable("saved")
         if self._incomplete:
             raise InUseError(f"{self.label} is in the middle of an instruction: complete_pending() first")
-        return SavedVcpu.save(self._fd, msrs, bytes(self._page[SHOWN]))
+        return SavedVcpu.save(self.calls, self._fd, msrs, bytes(self._page[SHOWN]))
 
     def load_state(self, saved: SavedVcpu) -> None:
         """Make this vCPU what ``saved`` was made of; ``abandon()`` first if an instruction is not finished.
@@ -226,7 +228,7 @@ class Vcpu(VcpuState, StatsSource):
         self._check_usable("loaded")
         if self._incomplete:
             raise InUseError(f"{self.label} is in the middle of an instruction: abandon() it first")
-        Batch(self.load_steps(saved)).issue()
+        Batch(self.load_steps(saved), self.calls).issue()
         self.show(saved)
 
     def load_steps(self, saved: SavedVcpu) -> list[Step]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError, KvmError
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.coalesced import CoalescedRing
 from pykvm.kvm.constants import Cap, MemoryRegionFlag
 from pykvm.kvm.descriptor import check_error, kernel_values
@@ -55,8 +56,8 @@ class MemorySlot:
 class Vm(VmInterrupts, VmDoorbells, StatsSource):
     """A virtual machine. Closing it closes its vCPUs and lets go of the guest memory it was given."""
 
-    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
-        super().__init__(fd, "the VM")
+    def __init__(self, fd: int, vcpu_mmap_size: int, calls: Calls = lib) -> None:
+        super().__init__(fd, "the VM", calls)
         self._vcpu_mmap_size = vcpu_mmap_size
         self._slots: dict[int, MemorySlot] = {}
         self._slot_changes = 0
@@ -143,7 +144,7 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         hva = Hva(int(ffi.cast("uintptr_t", start)))
         # SAFETY: pin exports the buffer, so that its owner cannot unmap it, until the slot or the VM is gone.
         with kernel_values("KVM_SET_USER_MEMORY_REGION"):
-            result = lib.pykvm_set_user_memory_region(self._fd, slot, flags.value, gpa, size, start)
+            result = self.calls.pykvm_set_user_memory_region(self._fd, slot, flags.value, gpa, size, start)
         if result < 0:
             ffi.release(pin)
             self._explain(-result, slot, gpa, size, hva)
@@ -203,7 +204,7 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
             if not slot.flags & (MemoryRegionFlag.READONLY | MemoryRegionFlag.LOG_DIRTY_PAGES):
                 flags = slot.flags | MemoryRegionFlag.LOG_DIRTY_PAGES
                 # SAFETY: the memory is what the kernel has already, and the same pin goes on keeping it.
-                result = lib.pykvm_set_user_memory_region(
+                result = self.calls.pykvm_set_user_memory_region(
                     self._fd, slot.slot, flags.value, slot.gpa, slot.size, slot.pin
                 )
                 check_error(result, "KVM_SET_USER_MEMORY_REGION", f"{slot}, flags={flags}")
@@ -239,7 +240,8 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         rings, and good until ``slot_changes`` grows.
         """
         by_gpa = {slot.gpa: slot.pin for slot in self.slots}
-        return WrittenPages(self.fileno(), [(log, by_gpa[log.gpa]) for log in self._dirty_logs()], saved)
+        slots = [(log, by_gpa[log.gpa]) for log in self._dirty_logs()]
+        return WrittenPages(self.fileno(), slots, saved, self.calls)
 
     def register_coalesced_mmio(self, address: int, size: int, *, pio: bool = False) -> None:
         """Queue the guest's writes to ``size`` bytes from ``address`` instead of exiting: KVM_REGISTER_COALESCED_MMIO.
@@ -269,15 +271,15 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
         self._check_open()
         c = ffi.new("struct pykvm_vcpu *")
         with kernel_values("KVM_CREATE_VCPU"):
-            result = lib.pykvm_create_vcpu(self._fd, id, self._vcpu_mmap_size, c)
+            result = self.calls.pykvm_create_vcpu(self._fd, id, self._vcpu_mmap_size, c)
         check_error(result, "KVM_CREATE_VCPU", f"id={id}", _vcpu_explanation(-result))
-        vcpu = Vcpu(self, c, id)
+        vcpu = Vcpu(self, c, id, self.calls)
         try:
             if self._has_coalesced_zones:
                 self._map_coalesced(vcpu)
             if self._dirty_ring_size:
                 with self._dirty_lock:
-                    self._dirty_rings.append(DirtyRing(vcpu.fileno(), self._dirty_ring_size))
+                    self._dirty_rings.append(DirtyRing(vcpu.fileno(), self._dirty_ring_size, self.calls))
         except KvmError:
             vcpu.close()
             raise
@@ -286,10 +288,11 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
 
     def _map_coalesced(self, vcpu: Vcpu) -> None:
         if self._coalesced is None and not vcpu.closed:
-            self._coalesced = CoalescedRing(vcpu.fileno(), self.check_extension(Cap.COALESCED_MMIO))
+            page = self.check_extension(Cap.COALESCED_MMIO)
+            self._coalesced = CoalescedRing(vcpu.fileno(), page, self.calls)
 
     def _pages_of_logs(self) -> set[Gpa]:
-        return set().union(*[log.pages(self._fd) for log in self._dirty_logs()])
+        return set().union(*[log.pages(self._fd, self.calls) for log in self._dirty_logs()])
 
     def _dirty_logs(self) -> list[DirtyLog]:
         if self._logs is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
 from pykvm.kvm.batch import Batch
+from pykvm.kvm.calls import Calls
 from pykvm.kvm.dirty import DirtyLog
 from pykvm.units import PAGE_SIZE, Gpa
 
@@ -28,9 +29,15 @@ class WrittenPages:
     Pages that are not among ``saved`` are zeros. It is of no use any more when the VM's slots change.
     """
 
-    def __init__(self, fd: int, slots: Iterable[tuple[DirtyLog, CData]], saved: Iterable[tuple[Gpa, bytes]]) -> None:
+    def __init__(
+        self,
+        fd: int,
+        slots: Iterable[tuple[DirtyLog, CData]],
+        saved: Iterable[tuple[Gpa, bytes]],
+        calls: Calls = lib,
+    ) -> None:
         slots = list(slots)
-        self._logs = Batch(log.step(fd) for log, _ in slots)
+        self._logs = Batch((log.step(fd) for log, _ in slots), calls)
         self._kept = dict(saved)
         tables = [ffi.new("void *[]", log.size // PAGE_SIZE) for log, _ in slots]
         for page, data in self._kept.items():

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pykvm.boot import Image, acpi_tables, mp_table, wake_vector
 from pykvm.devices import Bus, Clock, Serial, Unclaimed, Vga, hpet
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, InUseError
-from pykvm.kvm import Cap, Hypercall, Kvm, Vcpu
+from pykvm.kvm import CallLog, Cap, Hypercall, Kvm, Vcpu
 from pykvm.machine.board import Board, Wishes
 from pykvm.machine.control import Control
 from pykvm.machine.debugger import Debugger
@@ -60,6 +60,7 @@ class Outside:
     on_unclaimed: Callable[[Unclaimed], None] | None
     strict_io: bool
     journal: Journal | None = None
+    ioctls: CallLog | None = None
 
 
 class _Bell:
@@ -116,7 +117,7 @@ class Hardware:
             # Before the VM, so that the memory is still there when that is closed.
             self.memory = memory if isinstance(memory, GuestMemory) else self._own(GuestMemory(memory))
             self._screen = self._find_screen()
-            self._open_kvm(irqchip, cpus, choose_cpuid)
+            self._open_kvm(outside.ioctls, irqchip, cpus, choose_cpuid)
             self.pio = Bus("port", PIO_SPACE, strict=outside.strict_io, on_unclaimed=outside.on_unclaimed)
             self.mmio = Bus("MMIO", MMIO_SPACE, strict=outside.strict_io, on_unclaimed=outside.on_unclaimed)
             self.board = self._make_board(outside, devices)
@@ -259,8 +260,14 @@ class Hardware:
     def _own(self, memory: GuestMemory) -> GuestMemory:
         return self._resources.enter_context(memory)
 
-    def _open_kvm(self, irqchip: IrqchipKind, cpus: int, choose_cpuid: Callable[[Cpuid], Cpuid] | None) -> None:
-        kvm = self._resources.enter_context(Kvm.open())
+    def _open_kvm(
+        self,
+        log: CallLog | None,
+        irqchip: IrqchipKind,
+        cpus: int,
+        choose_cpuid: Callable[[Cpuid], Cpuid] | None,
+    ) -> None:
+        kvm = self._resources.enter_context(Kvm.open(log=log))
         self.vm = self._resources.enter_context(kvm.create_vm())
         self._dirty_pages = DirtyPages(self.vm)
         self._written = self._dirty_pages.join() if self._dirty is not None else set()

@@ -19,7 +19,7 @@ from typing import Self
 from pykvm.boot import Image, Platform, flat_image, open_image
 from pykvm.devices import Unclaimed
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
-from pykvm.kvm import Regs
+from pykvm.kvm import CallLog, Regs
 from pykvm.machine.control import TICK
 from pykvm.machine.hardware import Outside, to_dirty
 from pykvm.machine.interrupts import IrqchipKind, to_irqchip
@@ -51,7 +51,8 @@ class Machine(Rewindable):
 
     ``serial_output`` gets what the guest prints as it comes, ``serial_input(n)`` is asked for up to n bytes when the
     guest looks for some, and must not block. ``strict_io`` makes an access that no device claims an error. All these
-    are called with the lock ``machine.lock`` held, on the thread of whichever CPU it was.
+    are called with the lock ``machine.lock`` held, on the thread of whichever CPU it was. ``ioctls`` is told of every
+    system call that KVM gets, by whichever thread makes it.
 
     Raises: KvmUnavailableError, KvmError, GuestMemoryError, ConfigurationError.
     """
@@ -71,6 +72,7 @@ class Machine(Rewindable):
         on_unclaimed: Callable[[Unclaimed], None] | None = None,
         strict_io: bool = False,
         observers: Sequence[Observer] = (),
+        ioctls: CallLog | None = None,
     ) -> None:
         self._image: Image | None = None
         self._run_lock = threading.Lock()
@@ -79,7 +81,13 @@ class Machine(Rewindable):
         self._debugcon_log = OutputLog(debugcon_output)
         self._journal = next((observer for observer in observers if isinstance(observer, Journal)), None)
         outside = Outside(
-            self._serial_log.write, serial_input, self._debugcon_log.write, on_unclaimed, strict_io, self._journal
+            self._serial_log.write,
+            serial_input,
+            self._debugcon_log.write,
+            on_unclaimed,
+            strict_io,
+            self._journal,
+            ioctls,
         )
         super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty))
         self._last_exits = LastExits()

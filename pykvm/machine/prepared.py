@@ -51,7 +51,7 @@ class Prepared:
         self.base = memory_of(snapshot)
         pairs = list(zip(vcpus, snapshot.vcpus, strict=True))
         steps = [step for vcpu, saved in pairs for step in vcpu.load_steps(saved)]
-        self._kernel = Batch([*vm.load_steps(snapshot.vm), *steps])
+        self._kernel = Batch([*vm.load_steps(snapshot.vm), *steps], vm.calls)
         self._shows = [(vcpu.show, saved) for vcpu, saved in pairs]
         self._vm = vm
         self._pages = pages

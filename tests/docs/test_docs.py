@@ -38,7 +38,7 @@ HIDES_KVM = """
 from pykvm.errors import KvmUnavailableError
 from pykvm.kvm import Kvm
 
-def hidden(path="/dev/kvm"):
+def hidden(path="/dev/kvm", log=None):
     raise KvmUnavailableError("/dev/kvm is hidden")
 
 Kvm.open = hidden

@@ -242,7 +242,7 @@ def test_closing_a_vm_unmaps_its_rings(kvm: Kvm, ring_size: int) -> None:
 def test_a_vcpu_whose_ring_cannot_be_mapped_is_not_left_behind(
     vm: Vm, ring_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(fd: int, size: int) -> None:
+    def fail(fd: int, size: int, calls: object) -> None:
         raise KvmError("mmap", errno.ENOMEM)
 
     vm.enable_dirty_ring(ring_size)

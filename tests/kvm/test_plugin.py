@@ -12,7 +12,7 @@ NO_KVM = """
 from pykvm.errors import KvmUnavailableError
 from pykvm.kvm import Kvm
 
-def unavailable(path="/dev/kvm"):
+def unavailable(path="/dev/kvm", log=None):
     raise KvmUnavailableError("/dev/kvm is on holiday", "wait for it")
 
 Kvm.open = unavailable

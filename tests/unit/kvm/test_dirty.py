@@ -62,7 +62,7 @@ def test_a_ring_without_a_free_entry_may_have_lost_some(monkeypatch: pytest.Monk
     class Pages:
         start = full
 
-        def __init__(self, fd: int, page: int, size: int) -> None:
+        def __init__(self, fd: int, page: int, size: int, calls: object) -> None:
             pass
 
     monkeypatch.setattr(dirty, "SharedPages", Pages)

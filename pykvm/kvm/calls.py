@@ -1,0 +1,60 @@
+"""``Calls``: those functions of the compiled shim that make system calls, so that others can stand in for them.
+
+Whoever has a descriptor of KVM's has such an object, and makes every call by it: the shim itself (``pykvm._shim.lib``),
+or ``LoggedCalls``, which is asked the same and tells of each call. Leaves out the shim's functions that call no
+descriptor of KVM's: kicks, ticks and copies of pages. See: csrc/shim.h.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pykvm._shim import CData
+
+__all__ = ["Calls"]
+
+
+class Calls(Protocol):
+    """Each method is a function of csrc/shim.h, and returns a value that is not negative, or -errno."""
+
+    def pykvm_open(self, path: bytes, /) -> int:
+        """Open a device and return the descriptor."""
+
+    def pykvm_close(self, fd: int, /) -> int:
+        """Close a descriptor."""
+
+    def pykvm_ioctl(self, fd: int, request: int, argument: int, /) -> int:
+        """Issue an ioctl that takes a number."""
+
+    def pykvm_ioctl_pointer(self, fd: int, request: int, argument: CData, /) -> int:
+        """Issue an ioctl that takes a pointer."""
+
+    def pykvm_issue(self, steps: CData, count: int, result: CData, /) -> int:
+        """Issue ioctls up to the first that returns something unwanted, and return how many did as wanted."""
+
+    def pykvm_map(self, fd: int, offset: int, size: int, mapping: CData, /) -> int:
+        """Map what a descriptor shares."""
+
+    def pykvm_unmap(self, mapping: CData, size: int, /) -> int:
+        """Unmap it."""
+
+    def pykvm_create_vm(self, kvm_fd: int, type: int, /) -> int:
+        """KVM_CREATE_VM."""
+
+    def pykvm_set_user_memory_region(
+        self, vm_fd: int, slot: int, flags: int, gpa: int, size: int, memory: CData, /
+    ) -> int:
+        """KVM_SET_USER_MEMORY_REGION."""
+
+    def pykvm_create_vcpu(self, vm_fd: int, id: int, run_size: int, vcpu: CData, /) -> int:
+        """KVM_CREATE_VCPU, and map its ``struct kvm_run``."""
+
+    def pykvm_close_vcpu(self, vcpu: CData, /) -> int:
+        """Unmap ``struct kvm_run`` and close the vCPU."""
+
+    def pykvm_run(self, vcpu: CData, /) -> int:
+        """KVM_RUN."""
+
+    def pykvm_complete(self, vcpu: CData, /) -> int:
+        """KVM_RUN with ``immediate_exit``."""
