@@ -110,6 +110,9 @@ SCI_EN, SLP_EN, TMR_EN, TMR_STS = Pm1Cnt.SCI_EN.value, Pm1Cnt.SLP_EN.value, Pm1E
 HALF = 1 << TIMER_BITS - 1  # ticks between two changes of PM_TMR's highest bit
 
 
+REGISTER_NAMES: dict[int, str] = {register: register.name for register in Offset}
+
+
 class AcpiPm(Stateful):
     """The power management block, at ``platform.PM1_EVENT``; ``smi_command`` is the device that belongs beside it.
 
@@ -192,6 +195,10 @@ class AcpiPm(Stateful):
         if sleep:
             self._sleep()
 
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return the register that has the byte at ``offset``."""
+        return "PM_TMR" if offset & ~3 == Offset.PM_TMR else REGISTER_NAMES.get(offset & ~1, f"+{offset:#x}")
+
     # ---- inside ----
 
     def _sleep(self) -> None:
@@ -263,6 +270,10 @@ class SmiCommand(ByteRegisters, Stateful):
         self._kept[offset & 1] = value
         if offset & 1 == 0 and value in (platform.ACPI_ENABLE, platform.ACPI_DISABLE):
             self._set_sci_enable(value == platform.ACPI_ENABLE)
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return which of the two it is."""
+        return "APM status" if offset & 1 else "SMI_CMD"
 
 
 def _with_byte(register: int, value: int, shift: int) -> int:

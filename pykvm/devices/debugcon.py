@@ -22,6 +22,7 @@ class DebugConsole(ByteRegisters, Stateful):
     """Passes each byte written to ``output``."""
 
     name = "debug console"
+    text_registers = ("",)
     remembers: ClassVar[Remembered] = {}
 
     def __init__(self, output: Callable[[bytes], object]) -> None:
@@ -34,3 +35,7 @@ class DebugConsole(ByteRegisters, Stateful):
     def write_register(self, offset: int, value: int) -> None:
         """Print ``value``."""
         self._output(bytes((value,)))
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return nothing: it is one register."""
+        return ""

@@ -34,3 +34,7 @@ class DebugExit(Stateful):
     def write(self, offset: int, data: bytes) -> None:
         """Report the value written, at whichever of the ports."""
         self._on_exit(int.from_bytes(data, "little"))
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return nothing: it is one register."""
+        return ""

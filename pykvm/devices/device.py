@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-__all__ = ["ByteRegisters", "Device"]
+__all__ = ["ByteRegisters", "Device", "NamedRegisters", "TextRegisters"]
 
 
 class Device(Protocol):
@@ -26,6 +26,25 @@ class Device(Protocol):
 
     def write(self, offset: int, data: bytes) -> None:
         """Take ``data``, little-endian, that the guest wrote at ``offset``."""
+
+
+class NamedRegisters(Device, Protocol):
+    """A device that can say which register is where: optional, for those who show accesses to people.
+
+    Asking changes nothing, whatever ``offset`` is, and never raises.
+    """
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return what an access to ``offset`` would reach now, by its data sheet's name: "THR", "CRTC cursor high".
+
+        Several registers may share an offset. An empty string if the device's own name says it all.
+        """
+
+
+class TextRegisters(NamedRegisters, Protocol):
+    """One that has registers whose bytes are characters: ``text_registers`` are their names."""
+
+    text_registers: tuple[str, ...]
 
 
 class ByteRegisters(ABC):

@@ -48,3 +48,7 @@ class Doorbell(Stateful):
         """Ring, if it is the bell that was written."""
         if offset < COUNT:
             self.ring()
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return which of the two it is."""
+        return "bell" if offset < COUNT else "rings"

@@ -84,6 +84,7 @@ class Control(enum.Flag):
 
 
 CONTROL_BITS = 0x1F
+KEY_NAMES: dict[int, str] = {key: key.name for key in Key if key is not Key.FILE_FIRST}
 KEY_SHIFT = 16
 KEYS = Key.WRITE_CHANNEL - Key.FILE_FIRST  # how many files there can be
 SIGNATURE = b"QEMU"
@@ -146,6 +147,17 @@ class FwCfg(Stateful):
                 self._start(self._dma_high << 32 | int.from_bytes(data, "big"))
             case Offset.DMA_HIGH, 8:
                 self._start(int.from_bytes(data, "big"))
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return the register, and of the data register whose data it has."""
+        match offset:
+            case Offset.SELECTOR:
+                return "selector"
+            case Offset.DATA:
+                return f"data of {KEY_NAMES.get(self._key, f'{self._key:#06x}')}"
+        return {Offset.DMA_HIGH: "DMA address high", Offset.DMA_LOW: "DMA address low"}.get(
+            offset & ~3, f"+{offset:#x}"
+        )
 
     def _read_byte(self, offset: int) -> int:
         if offset == Offset.DATA:

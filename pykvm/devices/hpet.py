@@ -70,6 +70,7 @@ ENABLE = Configuration.ENABLE.value
 TIMER_SIZE_CAP = 1 << 5  # TIM0_CONF: the comparator has 64 bits; no interrupt route in bits 63 to 32
 REGISTER_SIZE = 8  # bytes
 COUNTER_BITS = 2**64 - 1
+REGISTER_NAMES: dict[int, str] = {register: register.name for register in Offset}
 TICK = SECOND // FREQUENCY  # nanoseconds
 
 
@@ -117,6 +118,12 @@ class Hpet(Stateful):
             value[position : position + len(part)] = part
             self._write(register, int.from_bytes(value, "little"))
             offset, data = offset + len(part), data[len(part) :]
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return the register, and its half if that is the high one."""
+        register, position = self._locate(offset)
+        name = REGISTER_NAMES.get(register, f"+{register:#05x}")
+        return f"{name} high" if position >= REGISTER_SIZE // 2 else name
 
     def _locate(self, offset: int) -> tuple[int, int]:
         """Return where the register is that has ``offset``, and which of its bytes that is."""

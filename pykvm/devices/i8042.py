@@ -165,8 +165,11 @@ class Port(ByteRegisters, Stateful):
 
     remembers: ClassVar[Remembered] = {}  # the controller does
 
-    def __init__(self, name: str, read: Callable[[], int], write: Callable[[int], None]) -> None:
+    def __init__(
+        self, name: str, read: Callable[[], int], write: Callable[[int], None], names: tuple[str, str] = ("", "")
+    ) -> None:
         self.name = name
+        self._names = names  # of what is read, and of what is written
         self._read = read
         self._write = write
 
@@ -177,6 +180,10 @@ class Port(ByteRegisters, Stateful):
     def write_register(self, offset: int, value: int) -> None:
         """Write the port."""
         self._write(value)
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return what is read or written there."""
+        return self._names[is_write]
 
 
 class I8042(Stateful):
@@ -206,8 +213,8 @@ class I8042(Stateful):
         on_reset: Callable[[], None],
         a20: A20Gate | None = None,
     ) -> None:
-        self.data = Port("i8042 data", self._read_data, self._write_data)
-        self.status = Port("i8042 status", self._read_status, self._write_command)
+        self.data = Port("i8042", self._read_data, self._write_data, ("output buffer", "input buffer"))
+        self.status = Port("i8042", self._read_status, self._write_command, ("status", "command"))
         self.a20 = A20Gate() if a20 is None else a20
         self._keyboard = keyboard
         self._irq1 = irq1

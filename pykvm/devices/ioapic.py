@@ -114,6 +114,8 @@ class MsiData(enum.Flag):
     LEVEL_TRIGGERED = 1 << 15
 
 
+SELECTED_NAMES: dict[int, str] = {Index.ID: "IOAPICID", Index.VERSION: "IOAPICVER", Index.ARBITRATION: "IOAPICARB"}
+
 DESTINATION_SHIFT, MSI_DESTINATION_SHIFT = 56, 12
 WRITABLE = (
     Redirection.VECTOR
@@ -287,6 +289,23 @@ class IoApic(Stateful):
             room = WORD - offset % WORD
             self._write_word(offset, data[:room])
             offset, data = offset + room, data[room:]
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return the register, and in IOWIN the one that IOREGSEL selects, by the names of the data sheet."""
+        match offset // WORD * WORD:
+            case Offset.IOREGSEL:
+                return "IOREGSEL"
+            case Offset.IOWIN:
+                return f"IOWIN {self._selected_name()}"
+            case Offset.EOI:
+                return "EOI"
+        return f"+{offset:#x}"
+
+    def _selected_name(self) -> str:
+        number, high = divmod(self._select - Index.TABLE, 2)
+        if number in range(PINS):
+            return f"IOREDTBL{number} {'high' if high else 'low'}"
+        return SELECTED_NAMES.get(self._select, f"{self._select:#04x}")
 
     def _read_word(self, offset: int) -> int:
         match offset:

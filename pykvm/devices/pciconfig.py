@@ -69,3 +69,12 @@ class PciConfig(Stateful):
                 self._address = int.from_bytes(data, "little") & ADDRESS_BITS
             case Offset.RESET_CONTROL, 1:
                 self._reset_control.write_register(0, data[0])
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return the register; at 0xcf9 an access of one byte is meant."""
+        match offset:
+            case Offset.CONFIG_ADDRESS:
+                return "CONFIG_ADDRESS"
+            case Offset.RESET_CONTROL:
+                return "reset control"
+        return "CONFIG_DATA" if offset >= Offset.CONFIG_DATA else f"+{offset:#x}"

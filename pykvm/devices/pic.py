@@ -296,6 +296,14 @@ class Pic(ByteRegisters, Stateful):
             self._write_ocw2(Ocw2(value & ~0b0001_1111), value & LEVEL_BITS)
         self._update_output()
 
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return what is read; of what is written, what the chip expects: at the command port it tells by the bits."""
+        if offset % REGISTERS == Offset.COMMAND:
+            return "command" if is_write else "poll" if self._poll else "ISR" if self._read_isr else "IRR"
+        if is_write and self._awaited:
+            return self._awaited[0].name
+        return "OCW1" if is_write else "IMR"
+
     def _read_poll_word(self) -> int:
         return 0 if self._next() is None else POLL_HIT | self.acknowledge()
 
@@ -405,6 +413,10 @@ class Elcr(ByteRegisters, Stateful):
     def write_register(self, offset: int, value: int) -> None:
         """Choose which inputs are level-triggered; some can only be edges."""
         self._chips[offset % REGISTERS].elcr = value & ELCR_WRITABLE[offset % REGISTERS]
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return which of the two it is."""
+        return f"ELCR{offset % REGISTERS + 1}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,11 @@ class Pit(ByteRegisters, Stateful):
             if ReadBack.NO_STATUS not in command:
                 counter.latch_status()
 
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return which counter it is."""
+        number = offset % REGISTERS
+        return "control word" if number == Offset.CONTROL else f"counter {number}"
+
     # ---- the pins ----
 
     @property
@@ -230,3 +235,7 @@ class Port61(ByteRegisters, Stateful):
         """Set GATE2, the speaker's gate and the enables."""
         self._written = value & WRITABLE
         self._pit.set_gate2(bool(value & PortB.GATE2.value))
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return nothing: it is one register."""
+        return ""

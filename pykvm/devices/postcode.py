@@ -49,3 +49,7 @@ class PostCode(ByteRegisters, Stateful):
         self._codes.append(value)
         if self._on_code is not None:
             self._on_code(value)
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return nothing: it is one register."""
+        return ""

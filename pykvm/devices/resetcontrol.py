@@ -89,6 +89,10 @@ class SystemControlPortA(ByteRegisters, Stateful):
         if self._fast_reset and not before:
             self._on_reset(f"port {PORT_92:#x}")
 
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return nothing: it is one register."""
+        return ""
+
 
 class ResetControl(ByteRegisters, Stateful):
     """Port 0xcf9. ``on_reset`` is called with the words "port 0xcf9" when the guest asks for a reset."""
@@ -109,3 +113,7 @@ class ResetControl(ByteRegisters, Stateful):
         before, self._register = self._register, ResetControlRegister(value & RESET_CONTROL.value)
         if ResetControlRegister.RST_CPU in self._register & ~before:
             self._on_reset(f"port {PORT_CF9:#x}")
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return nothing: it is one register."""
+        return ""

@@ -137,6 +137,11 @@ PF, AF, UF, IRQF = RegC.PF.value, RegC.AF.value, RegC.UF.value, RegC.IRQF.value
 NMI_MASK, INDEX = 0x80, SIZE - 1  # in port 0x70
 SECONDS_BITS = 0x7F  # the data sheet: bit 7 of the seconds cannot be written
 
+REGISTER_NAMES = {
+    **{int(byte): byte.name.lower().replace("_", " ") for byte in Byte},
+    **{int(register): f"register {register.name}" for register in Register},
+}
+
 # As a PC's firmware leaves them: the divider runs, 1024 Hz; BCD, 24 hours.
 FIRMWARE_A, FIRMWARE_B = (RegA.DV1 | RegA.RS2 | RegA.RS1).value, RegB.HOURS24.value
 
@@ -219,6 +224,14 @@ class Rtc(ByteRegisters, Stateful):
         self._catch_up()
         self._write_cmos(self._index, value)
         self._update_interrupt()
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return the register that the index selects."""
+        if offset & 1 == 0:
+            return "index"
+        if self._index in REGISTER_NAMES:
+            return REGISTER_NAMES[self._index]
+        return f"CMOS {self._index:#04x}"
 
     def _read_cmos(self, index: int) -> int:
         if index == A:

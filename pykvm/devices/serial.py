@@ -183,6 +183,9 @@ BREAK_RECEIVED = (Lsr.BI | Lsr.FE).value  # a break is a zero byte whose stop bi
 IER_BITS, MCR_BITS, OFFSET_BITS = 0x0F, 0x1F, REGISTERS - 1
 FIFOS_ON = 0b1100_0000  # in IIR
 TRIGGER_LEVELS = (1, 4, 8, 14)
+READ_NAMES = ("RBR", "IER", "IIR", "LCR", "MCR", "LSR", "MSR", "SCR")
+NAMES = (READ_NAMES, ("THR", "IER", "FCR", *READ_NAMES[3:]))
+DLAB_NAMES = [("DLL", "DLM", *names[2:]) for names in NAMES]
 DIVISOR_9600 = 12  # of the PC's 1.8432 MHz / 16
 
 MODEM_LINES = Msr.CTS | Msr.DSR | Msr.RI | Msr.DCD
@@ -202,6 +205,7 @@ class Serial(ByteRegisters, Stateful):
     """
 
     name = "serial"
+    text_registers = ("RBR", "THR")
     remembers: ClassVar[Remembered] = {
         "_interrupt_level": Bool(),
         "_received": Queue(Tuple(BYTE, Mask(CHARACTER_ERRORS)), FIFO_SIZE),
@@ -300,6 +304,10 @@ class Serial(ByteRegisters, Stateful):
         """Write ``value`` into the register at ``offset``. LSR and MSR cannot be written."""
         self._write(offset & OFFSET_BITS, value)
         self._update_interrupt()
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return which register is there, as DLAB is now."""
+        return (DLAB_NAMES if self._lcr & DLAB else NAMES)[is_write][offset & OFFSET_BITS]
 
     def _read(self, offset: int) -> int:
         match offset:

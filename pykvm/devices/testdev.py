@@ -67,6 +67,10 @@ class EchoPorts(ByteRegisters, Stateful):
         if not FLUSH <= offset < FLUSH_END:
             self._register[offset & REGISTER_BITS] = value
 
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return which of the two it is."""
+        return "flush" if FLUSH <= offset < FLUSH_END else "echo"
+
 
 class IrqPorts(ByteRegisters, Stateful):
     """The ports from 0x2000 on, one for each interrupt line."""
@@ -86,6 +90,10 @@ class IrqPorts(ByteRegisters, Stateful):
         if offset < IRQ_LINES:
             self._set_irq(offset, value != 0)
 
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return the number of the line."""
+        return f"{offset}"
+
 
 class EchoMemory(Stateful):
     """The memory at 0xff000000. Beyond its end it reads as all ones."""
@@ -104,3 +112,7 @@ class EchoMemory(Stateful):
         """Keep ``data``."""
         fitting = data[: max(0, MEMORY_SIZE - offset)]
         self._memory[offset : offset + len(fitting)] = fitting
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return nothing: it is one register."""
+        return ""

@@ -106,6 +106,33 @@ INDEXED = 0x100  # registers that an index of 8 bits reaches
 DAC_BITS, DAC_SIZE = 0x3F, 0x300
 DAC_READING = 0b11  # DAC state; 0b00 is writing
 
+READ_NAMES: dict[int, str] = {
+    Offset.ATTRIBUTE: "attribute index",
+    Offset.INPUT_STATUS_0: "input status 0",
+    Offset.DAC_MASK: "DAC mask",
+    Offset.DAC_STATE: "DAC state",
+    Offset.DAC_WRITE_INDEX: "DAC write index",
+    Offset.DAC_DATA: "DAC data",
+    Offset.FEATURE_READ: "feature control",
+    Offset.MISC_READ: "misc output",
+    Offset.INPUT_STATUS_1: "input status 1",
+}
+WRITTEN_NAMES: dict[int, str] = {
+    **READ_NAMES,
+    Offset.MISC_WRITE: "misc output",
+    Offset.DAC_READ_INDEX: "DAC read index",
+    Offset.FEATURE_WRITE: "feature control",
+}
+INDEXED_NAMES: dict[int, str] = {
+    Offset.SEQUENCER_INDEX: "sequencer",
+    Offset.SEQUENCER_DATA: "sequencer",
+    Offset.GRAPHICS_INDEX: "graphics",
+    Offset.GRAPHICS_DATA: "graphics",
+    Offset.CRTC_INDEX: "CRTC",
+    Offset.CRTC_DATA: "CRTC",
+}
+CRTC_NAMES: dict[int, str] = {register: register.name.lower().replace("_", " ") for register in Crtc}
+
 # How a BIOS leaves the registers in mode 3.
 MISC = 0x67
 CRTC = bytes.fromhex("5f4f508255 81bf1f004f 0d0e000000 009c8e8f28 1f96b9a3ff")
@@ -234,6 +261,25 @@ class Vga(ByteRegisters, Stateful):
                 self._feature = value
             case _:
                 self._write_indexed(offset, value)
+
+    def register_name(self, offset: int, is_write: bool) -> str:
+        """Return the register, and of those behind an index the one that it selects."""
+        match offset:
+            case Offset.ATTRIBUTE if is_write and self._attribute_data_next:
+                return f"attribute {self._attributes.index:#04x}"
+            case Offset.ATTRIBUTE_DATA:
+                return f"attribute {self._attributes.index:#04x}"
+        if offset in INDEXED_NAMES:
+            return self._indexed_name(offset)
+        return (WRITTEN_NAMES if is_write else READ_NAMES).get(offset, f"+{offset:#04x}")
+
+    def _indexed_name(self, offset: int) -> str:
+        name, registers = INDEXED_NAMES[offset], self._indexed(offset)
+        if registers is None or offset & 1 == 0:
+            return f"{name} index"
+        if registers is self._crtc and registers.index in CRTC_NAMES:
+            return f"{name} {CRTC_NAMES[registers.index]}"
+        return f"{name} {registers.index:#04x}"
 
     def _read_input_status_1(self) -> int:
         # Guests wait here for the beam to go back, or for it to have gone. No picture is drawn, so time plays no role:
