@@ -85,6 +85,7 @@ class Control(enum.Flag):
 
 CONTROL_BITS = 0x1F
 KEY_NAMES: dict[int, str] = {key: key.name for key in Key if key is not Key.FILE_FIRST}
+DMA_NAMES: dict[int, str] = {Offset.DMA_HIGH: "DMA address high", Offset.DMA_LOW: "DMA address low"}
 KEY_SHIFT = 16
 KEYS = Key.WRITE_CHANNEL - Key.FILE_FIRST  # how many files there can be
 SIGNATURE = b"QEMU"
@@ -155,9 +156,7 @@ class FwCfg(Stateful):
                 return "selector"
             case Offset.DATA:
                 return f"data of {KEY_NAMES.get(self._key, f'{self._key:#06x}')}"
-        return {Offset.DMA_HIGH: "DMA address high", Offset.DMA_LOW: "DMA address low"}.get(
-            offset & ~3, f"+{offset:#x}"
-        )
+        return DMA_NAMES.get(offset & ~3, f"+{offset:#x}")
 
     def _read_byte(self, offset: int) -> int:
         if offset == Offset.DATA:
