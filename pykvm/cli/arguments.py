@@ -19,7 +19,16 @@ from pykvm.errors import ConfigurationError, ImageError
 from pykvm.units import parse_size
 from pykvm.x86 import Mode
 
-__all__ = ["Target", "add_image_options", "address", "address_or_symbol", "count", "find_target", "size"]
+__all__ = [
+    "Target",
+    "add_image_options",
+    "address",
+    "address_or_symbol",
+    "check_spares_guest",
+    "count",
+    "find_target",
+    "size",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,16 @@ def find_target(options: argparse.Namespace) -> Target:
         guest.image, name=guest.name, mode=mode, entry=options.entry, format=options.format, options=_options(options)
     )
     return Target(image, guest)
+
+
+def check_spares_guest(option: str, path: str, target: str) -> None:
+    """Raise ConfigurationError if ``path``, which ``option`` is to write to, is the guest's own file."""
+    try:
+        is_same = Path(path).samefile(target)
+    except (OSError, ValueError):  # one of them is no file, or no file yet
+        return
+    if is_same:
+        raise ConfigurationError(f"{option} {path} would overwrite the guest: name another file")
 
 
 def address(text: str) -> int:

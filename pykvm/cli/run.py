@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pykvm.cli.arguments import add_image_options, find_target
+from pykvm.cli.arguments import add_image_options, check_spares_guest, find_target
+from pykvm.cli.ioctls import add_ioctl_options, ioctl_log
 from pykvm.cli.settings import Settings, add_machine_options
-from pykvm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pykvm.cli.terminal import Terminal
@@ -41,6 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--record", metavar="FILE", help="write every exit and its answer to FILE, for 'pykvm replay FILE'"
     )
+    add_ioctl_options(parser)
     parser.set_defaults(command=run)
 
 
@@ -53,10 +53,11 @@ def run(options: argparse.Namespace) -> int:
     target = find_target(options)
     settings = Settings.choose(options, target.guest)
     display = Display(options.screen, options.screenshot)
-    if options.record is not None and _is_same_file(options.record, options.target):
-        raise ConfigurationError(f"--record {options.record} would overwrite the guest: name another file")
+    if options.record is not None:
+        check_spares_guest("--record", options.record, options.target)
     with (
         _recording(options.record, target.image.name) as recorders,
+        ioctl_log(options) as ioctls,
         Terminal() as terminal,
         Machine(
             settings.memory,
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
             debugcon_output=display.hold_back if display.is_live else terminal.write,
             on_unclaimed=UnclaimedNotes(terminal),
             observers=(terminal, display, *recorders),
+            ioctls=ioctls,
         ) as machine,
     ):
         terminal.on_death = display.give_back
@@ -91,13 +93,6 @@ def run(options: argparse.Namespace) -> int:
             terminal.note(words or result.report)
         display.save()
         return result.status
-
-
-def _is_same_file(one: str, other: str) -> bool:
-    try:
-        return Path(one).samefile(other)
-    except (OSError, ValueError):  # one of them is no file, or no file yet
-        return False
 
 
 @contextmanager

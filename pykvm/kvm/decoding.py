@@ -37,6 +37,7 @@ __all__ = [
     "flag_names",
     "ioctl_name",
     "ioctl_names",
+    "is_zero",
     "room_of",
 ]
 
@@ -186,7 +187,10 @@ def decode_pointer(name: str, pointer: CData, room: int) -> Value:
         return int(ffi.cast("uintptr_t", pointer))
     # SAFETY: whoever issues the ioctl gives the kernel the same pointer, and keeps what is there.
     c = ffi.cast(f"{kind} *", pointer)
-    return _structure(ffi.typeof(kind), c[0], room) if kind.startswith("struct") else int(c[0])
+    if not kind.startswith("struct"):
+        return int(c[0])
+    # Afterwards there may be less than there is room for, or more than that: then the kernel wrote none of it.
+    return _structure(ffi.typeof(kind), c[0], min(room, room_of(name, c)))
 
 
 def room_of(name: str, pointer: CData) -> int:
@@ -214,6 +218,20 @@ def flag_names(value: int, *prefixes: str) -> Named:
     if rest or not names:
         names.append(f"{rest:#x}" if rest else "0")
     return Named(value, "|".join(names))
+
+
+def is_zero(value: Value) -> bool:
+    """Return whether there is nothing but zeros in ``value``."""
+    match value:
+        case Structure(fields=fields):
+            return all(is_zero(item) for _, item in fields)
+        case tuple():
+            return all(map(is_zero, value))
+        case bytes():
+            return not any(value)
+        case Named(value=number):
+            return number == 0
+    return value == 0
 
 
 def _one_of(value: int, prefixes: tuple[str, ...]) -> Value:
@@ -250,7 +268,8 @@ def _fields(ctype: FFI.CType, c: CData, room: int) -> Iterator[tuple[str, Value]
         elif key in _ONE_OF:
             yield name, _one_of(int(value), _ONE_OF[key])
         elif field.type.kind == "union":
-            yield _member(c, field.type, value)
+            member, item = _member(c, field.type, value)
+            yield f"{name}.{member}", item
         else:
             yield name, _value(field.type, value, room)
 
@@ -278,19 +297,6 @@ def _array(ctype: FFI.CType, value: CData, length: int) -> Value:
         return bytes(ffi.buffer(value))
     items = [_value(ctype.item, value[position], 0) for position in range(length)]
     if ctype.length is not None:
-        while items and isinstance(items[-1], Structure) and _is_zero(items[-1]):  # room that is not used
+        while items and isinstance(items[-1], Structure) and is_zero(items[-1]):  # room that is not used
             del items[-1]
     return tuple(items)
-
-
-def _is_zero(value: Value) -> bool:
-    match value:
-        case Structure(fields=fields):
-            return all(_is_zero(item) for _, item in fields)
-        case tuple():
-            return all(map(_is_zero, value))
-        case bytes():
-            return not any(value)
-        case Named(value=number):
-            return number == 0
-    return value == 0

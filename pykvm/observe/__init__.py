@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.observe.divergence import Divergence
+    from pykvm.observe.ioctls import CallText, format_call
     from pykvm.observe.minimizing import Minimized, minimize
     from pykvm.observe.recorder import Recorder
     from pykvm.observe.recording import Recording, without_times, write_recording
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from pykvm.observe.workbench import Workbench
 
 __all__ = [
+    "CallText",
     "Divergence",
     "Minimized",
     "Recorder",
     "Recording",
     "ReplayResult",
     "Workbench",
+    "format_call",
     "minimize",
     "read_recording",
     "replay",
@@ -37,6 +40,7 @@ _HOMES = {
     "pykvm.observe.recording": ("Recording", "without_times", "write_recording"),
     "pykvm.observe.recordingreader": ("read_recording",),
     "pykvm.observe.divergence": ("Divergence",),
+    "pykvm.observe.ioctls": ("CallText", "format_call"),
     "pykvm.observe.replaying": ("ReplayResult", "replay"),
     "pykvm.observe.workbench": ("Workbench",),
 }
