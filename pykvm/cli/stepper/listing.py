@@ -52,9 +52,8 @@ class Listing:
             before = instructions_before(look, self.cursor)[-above:] if above else []
             self._top = before[0].address if before else self.cursor
             lines = self._lines(look, breakpoints, height)
-        return [fit(pieces, width) for _, pieces in lines] or [
-            row(f"no code can be read at {self.cursor:#x}", Kind.BAD)
-        ]
+        rows = [fit(pieces, width) for _, pieces in lines]
+        return rows or [row(f"no code can be read at {self.cursor:#x}", Kind.BAD)]
 
     def _lines(self, look: Look, breakpoints: Collection[int], height: int) -> list[tuple[int | None, Row]]:
         """Return the rows from the top on, each with the address of its instruction."""

@@ -59,7 +59,7 @@ def _register(look: Look, name: str) -> Piece:
 
 def _flags(look: Look) -> list[Row]:
     value = look.regs.rflags
-    rows = [(_marked(look, f"flags {value:x} {describe(Rflags, value)}", lambda regs, sregs: regs.rflags),)]
+    rows: list[Row] = [(_marked(look, f"flags {value:x} {describe(Rflags, value)}", lambda regs, sregs: regs.rflags),)]
     if look.earlier is not None:
         turned = value ^ look.earlier[0].rflags
         names = [f"{'+' if value & flag.value else '-'}{flag.name}" for flag in Rflags if turned & flag.value]

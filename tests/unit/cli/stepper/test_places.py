@@ -84,4 +84,4 @@ def test_whatever_is_typed_is_an_address_or_refused_in_words(text: str) -> None:
             try:
                 parse(text, look_at(memory))
             except ConfigurationError as error:
-                assert str(error).isprintable()  # noqa: PT017 - either outcome is right
+                assert str(error).isprintable()
