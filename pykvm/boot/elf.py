@@ -5,23 +5,24 @@ are read for people, who like ``main+0x12`` better than an address. A file may b
 against the file's size before it is followed, every table is read once, and nothing is as large as a field claims.
 
 See: System V ABI, chapters 4 and 5, and its supplements for i386 and x86-64; the records are in ``elf_structs``.
-Leaves out relocation and dynamic linking, which are an operating system's work. Debugging information is read by
-``lines``. pyelftools could read all this; but it takes 30 ms to import, half of what a whole run takes, and follows
+Leaves out relocation and dynamic linking, which are an operating system's work. Line tables are read by
+``dwarf``. pyelftools could read all this; but it takes 30 ms to import, half of what a whole run takes, and follows
 the file's own counts and lengths wherever they lead.
 """
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pykvm.boot.elf_structs import ELF32, ELF64, ElfClass, Header, ProgramHeader, Record, SectionHeader, SymbolEntry, T
 from pykvm.boot.image import Image, Segment, Symbol, choose_entry, printable
 from pykvm.errors import ImageError
-from pykvm.units import Gpa, MiB, format_size
+from pykvm.units import Gpa, KiB, MiB, align_up, format_size
 from pykvm.x86 import Mode
 
-__all__ = ["ELF_MAGIC", "elf_image"]
+__all__ = ["ELF_MAGIC", "elf_image", "elf_notes", "elf_sections"]
 
 ELF_MAGIC = b"\x7fELF"
 IDENT_SIZE = 16  # e_ident; byte 4 is the class, byte 5 the byte order
@@ -31,10 +32,12 @@ LITTLE_ENDIAN = 1
 ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
 EM_386, EM_X86_64 = 3, 62
 PN_XNUM = 0xFFFF  # so many program headers that their number is elsewhere
-PT_LOAD, PT_INTERP = 1, 3
-SHT_SYMTAB = 2
+PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
+SHT_SYMTAB, SHT_NOBITS = 2, 8
+SHF_COMPRESSED = 1 << 11
 SHN_UNDEF, SHN_LORESERVE = 0, 0xFF00  # between them are real sections
 STB_LOCAL = 0
+NOTE = struct.Struct("<III")  # sizes of name and content, and the type; then both, each filled up to 4 bytes
 STT_NOTYPE, STT_OBJECT, STT_FUNC = 0, 1, 2
 
 MACHINES = {EM_386: "i386", EM_X86_64: "x86-64", 8: "MIPS", 20: "PowerPC", 40: "Arm", 183: "AArch64", 243: "RISC-V"}
@@ -49,6 +52,7 @@ REFUSED_TYPES = {
 MAX_DATA = 256 * MiB
 MAX_SYMBOLS = 300_000  # Linux has some 200,000
 MAX_NAME = 256
+MAX_NOTES = 64 * KiB  # bytes of them
 
 
 def elf_image(
@@ -60,6 +64,22 @@ def elf_image(
     takes the place of the file's own. Raises: ImageError if it is not an executable for x86, or is malformed.
     """
     return _ElfFile(name, data).image(mode, entry)
+
+
+def elf_notes(data: bytes) -> list[tuple[bytes, int, bytes]]:
+    """Return the notes in the PT_NOTE segments of ``data``: owner, type and content. No sound ELF file has none."""
+    try:
+        return _ElfFile("", data).notes()
+    except ImageError:
+        return []
+
+
+def elf_sections(data: bytes, names: Sequence[str], limit: int) -> dict[str, bytes]:
+    """Return what is in the sections of the ELF file ``data`` called ``names``, the first of each name.
+
+    What has more than ``limit`` bytes, or is compressed, is left out. Raises: ImageError if the file is malformed.
+    """
+    return dict(_ElfFile("ELF file", data).contents(names, limit))
 
 
 class _ElfFile:
@@ -78,6 +98,16 @@ class _ElfFile:
         start = choose_entry(self.name, entry, _physical(self.header.entry, headers), symbols)
         mode = mode or MODE_OF[self.elf_class.name]
         return Image(self.name, segments, start, mode, symbols, self.elf_class.name, self.data)
+
+    def notes(self) -> list[tuple[bytes, int, bytes]]:
+        header = self.header
+        table = self._table("program headers", self.elf_class.program, header.phoff, header.phnum, header.phentsize)
+        return [
+            note
+            for entry in table
+            if entry.type == PT_NOTE
+            for note in _notes(self.data[entry.offset : entry.offset + min(entry.filesz, MAX_NOTES)])
+        ]
 
     # ---- what kind of file it is ----
 
@@ -125,13 +155,34 @@ class _ElfFile:
             raise self._error(f"its segments have more than {format_size(MAX_DATA)} of data")
         return headers
 
+    # ---- sections ----
+
+    def contents(self, names: Sequence[str], limit: int) -> Iterator[tuple[str, bytes]]:
+        sections = self._section_headers()
+        if self.header.shstrndx >= len(sections):
+            return
+        strings = sections[self.header.shstrndx]
+        self._check_range(strings.offset, strings.size, "the string table")
+        wanted = set(names)
+        for section in sections:
+            if section.size > limit or section.flags & SHF_COMPRESSED or section.type == SHT_NOBITS:
+                continue
+            name = self._string(strings, section.name)
+            if name in wanted:
+                wanted.remove(name)
+                self._check_range(section.offset, section.size, name)
+                yield name, self.data[section.offset : section.offset + section.size]
+
+    def _section_headers(self) -> list[SectionHeader]:
+        header = self.header
+        if not header.shoff:
+            return []
+        return self._table("section headers", self.elf_class.section, header.shoff, header.shnum, header.shentsize)
+
     # ---- symbols ----
 
     def _symbols(self) -> tuple[Symbol, ...]:
-        if not self.header.shoff:
-            return ()
-        header = self.header
-        sections = self._table("section headers", self.elf_class.section, header.shoff, header.shnum, header.shentsize)
+        sections = self._section_headers()
         table = next((section for section in sections if section.type == SHT_SYMTAB), None)
         if table is None:
             return ()
@@ -179,6 +230,23 @@ class _ElfFile:
 
     def _error(self, problem: str) -> ImageError:
         return ImageError(f"{self.name}: {problem}")
+
+
+def _notes(segment: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """Yield what is in a PT_NOTE segment, up to the first note that does not fit."""
+    at = 0
+    while at + NOTE.size <= len(segment):
+        name_size, size, kind = NOTE.unpack_from(segment, at)
+        content = at + NOTE.size + align_up(name_size, 4)
+        end = content + align_up(size, 4)
+        if content + size > len(segment):
+            return
+        yield (
+            segment[at + NOTE.size : at + NOTE.size + name_size].rstrip(b"\0"),
+            kind,
+            segment[content : content + size],
+        )
+        at = end
 
 
 def _physical(entry: int, headers: Sequence[ProgramHeader]) -> int:

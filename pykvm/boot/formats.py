@@ -2,7 +2,10 @@
 
     assembly    known by its name, for it has no mark
     multiboot   a header with a magic number and a checksum in the first 8 KiB
-    elf         ELF32 and ELF64 executables
+    linux       a bzImage: HdrS in its first sector; linux32 starts it at its 32-bit entry
+    vmlinux     an ELF64 file with Linux's banner in it
+    pvh         an ELF file with a note that says where it starts by PVH
+    elf         other ELF32 and ELF64 executables
     flat        everything else
 
 A mode that the user asks for takes the place of what a boot protocol wants, which is then not looked for.
@@ -88,11 +91,66 @@ def _is_multiboot(source: Source) -> bool:
 def _open_multiboot(source: Source) -> Image:
     from pykvm.boot.multiboot import multiboot_image
 
-    if source.mode is not None or source.load is not None:
-        raise ImageError(
-            f"{source.name}: a multiboot kernel says itself where it goes and starts: leave mode and load address out"
-        )
+    _refuse_places(source, "a multiboot kernel")
     return multiboot_image(source.data, name=source.name, entry=source.entry, options=source.options)
+
+
+# ---- Linux, and PVH ----
+
+
+def _is_bzimage(source: Source) -> bool:
+    return source.mode is None and source.load is None and source.data[0x202:0x206] == b"HdrS"
+
+
+def _open_bzimage(source: Source) -> Image:
+    return _open_linux(source, None)
+
+
+def _open_bzimage32(source: Source) -> Image:
+    return _open_linux(source, False)
+
+
+def _open_linux(source: Source, is_64: bool | None) -> Image:
+    from pykvm.boot.linux import bzimage_image
+
+    _refuse_places(source, "a Linux kernel")
+    return bzimage_image(source.data, name=source.name, is_64=is_64, entry=source.entry, options=source.options)
+
+
+def _is_vmlinux(source: Source) -> bool:
+    from pykvm.boot.linux import linux_version
+
+    is_elf64 = _is_elf(source) and source.data[4:5] == b"\2"
+    return source.mode is None and is_elf64 and linux_version(source.data) is not None
+
+
+def _open_vmlinux(source: Source) -> Image:
+    from pykvm.boot.linux import vmlinux_image
+
+    _refuse_places(source, "a Linux kernel")
+    return vmlinux_image(source.data, name=source.name, entry=source.entry, options=source.options)
+
+
+def _is_pvh(source: Source) -> bool:
+    from pykvm.boot.pvh import pvh_entry
+
+    return source.mode is None and _is_elf(source) and pvh_entry(source.data) is not None
+
+
+def _open_pvh(source: Source) -> Image:
+    from pykvm.boot.pvh import pvh_image
+
+    _refuse_places(source, "a PVH kernel")
+    return pvh_image(source.data, name=source.name, entry=source.entry, options=source.options)
+
+
+def _never(source: Source) -> bool:
+    return False
+
+
+def _refuse_places(source: Source, what: str) -> None:
+    if source.mode is not None or source.load is not None:
+        raise ImageError(f"{source.name}: {what} says itself where it goes and starts: leave mode and load address out")
 
 
 # ---- ELF ----
@@ -132,6 +190,10 @@ def _open_flat(source: Source) -> Image:
 FORMATS = (
     Format("assembly", "a source for GNU as (.S, .s)", _is_assembly, _open_assembly),
     Format("multiboot", "a kernel with a multiboot 1 header", _is_multiboot, _open_multiboot),
+    Format("linux", "a Linux bzImage, by its 64-bit entry if it has one", _is_bzimage, _open_bzimage),
+    Format("linux32", "a Linux bzImage, by its 32-bit entry", _never, _open_bzimage32),
+    Format("vmlinux", "an uncompressed Linux kernel, by the 64-bit boot protocol", _is_vmlinux, _open_vmlinux),
+    Format("pvh", "an ELF kernel with a PVH entry", _is_pvh, _open_pvh),
     Format("elf", "an ELF executable, 32-bit or 64-bit", _is_elf, _open_elf),
     Format("flat", "a flat binary", _is_anything, _open_flat),
 )

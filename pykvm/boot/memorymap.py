@@ -19,7 +19,7 @@ from itertools import pairwise
 
 from pykvm.errors import ImageError
 from pykvm.memory import GuestMemory, RegionKind
-from pykvm.units import Gpa, align_up, format_size
+from pykvm.units import Gpa, align_down, align_up, format_size
 
 __all__ = ["EXTENDED_BIOS_DATA", "HIGH_MEMORY", "E820Entry", "E820Type", "Room", "memory_map"]
 
@@ -69,14 +69,15 @@ class Room:
         self._ram = [entry for entry in memory_map(memory) if entry.type is E820Type.RAM]
         self._taken = sorted((used for used in taken if used), key=lambda used: used.start)
 
-    def put(self, data: bytes, what: str, within: Iterable[range], align: int = 16) -> Gpa:
+    def put(self, data: bytes, what: str, within: Iterable[range], align: int = 16, *, highest: bool = False) -> Gpa:
         """Write ``data`` to the lowest free place in the first of the ranges ``within`` that has one; return where.
 
-        ``align`` is a power of two. Raises: ImageError, with ``what``, if there is no room.
+        With ``highest`` it is the highest. ``align`` is a power of two. Raises: ImageError, with ``what``, if there is
+        no room.
         """
         size = max(len(data), 1)
         for wanted in within:
-            gpa = self._find(size, wanted, align)
+            gpa = (self._find_highest if highest else self._find)(size, wanted, align)
             if gpa is not None:
                 insort(self._taken, range(gpa, gpa + size), key=lambda used: used.start)
                 self._memory.write(gpa, data)
@@ -91,5 +92,15 @@ class Room:
                 if used.start < base + size and base < used.stop:
                     base = align_up(used.stop, align)
             if base + size <= end:
+                return Gpa(base)
+        return None
+
+    def _find_highest(self, size: int, wanted: range, align: int) -> Gpa | None:
+        for entry in reversed(self._ram):
+            base = align_down(min(entry.end, wanted.stop) - size, align)
+            for used in reversed(self._taken):
+                if used.start < base + size and base < used.stop:
+                    base = align_down(used.start - size, align)
+            if base >= max(entry.base, wanted.start):
                 return Gpa(base)
         return None

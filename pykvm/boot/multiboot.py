@@ -148,6 +148,8 @@ class Multiboot:
     """The protocol, for a kernel with ``header``. See ``BootProtocol``."""
 
     name = "multiboot"
+    irqchip = "none"
+    memory = "16M"
 
     def __init__(self, header: Header, options: BootOptions) -> None:
         self._header = header

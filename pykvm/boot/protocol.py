@@ -63,9 +63,14 @@ class Platform:
 
 
 class BootProtocol(Protocol):
-    """How an image starts. ``name`` is for people: "multiboot"."""
+    """How an image starts. ``name`` is for people: "multiboot".
+
+    ``irqchip`` and ``memory`` are what a machine for such guests has if nobody says otherwise: see ``Machine``.
+    """
 
     name: str
+    irqchip: str
+    memory: str
 
     def start(self, image: Image, platform: Platform) -> CpuState:
         """Write what the guest is to find into memory, where ``image`` is already, and return the state it starts in.

@@ -14,7 +14,7 @@ from pykvm.cli.arguments import count, size
 from pykvm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pykvm.boot import BundledGuest
+    from pykvm.cli.arguments import Target
     from pykvm.machine import Machine
 
 __all__ = ["Settings", "add_machine_options", "msr_value", "seconds"]
@@ -59,7 +59,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the machine is to be: what the options say, or else what a bundled guest asks for, or else the defaults."""
+    """How the machine is to be: what the options say, or else what the target asks for, or else the defaults."""
 
     memory: int | str = DEFAULT_MEMORY
     ring: int = 0
@@ -70,10 +70,13 @@ class Settings:
     msrs: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def choose(cls, options: argparse.Namespace, guest: BundledGuest | None) -> Settings:
-        """Return the settings for ``options`` and ``guest``."""
+    def choose(cls, options: argparse.Namespace, target: Target) -> Settings:
+        """Return the settings for ``options`` and ``target``."""
         names = [field.name for field in fields(cls)]
+        guest, protocol = target.guest, target.image.protocol
         wanted = cls() if guest is None else cls(**{name: getattr(guest, name) for name in names})
+        if protocol is not None:
+            wanted = replace(wanted, irqchip=protocol.irqchip, memory=protocol.memory)
         given = {name: getattr(options, name) for name in names}
         return replace(wanted, **{name: value for name, value in given.items() if value is not None})
 

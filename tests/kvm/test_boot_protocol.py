@@ -17,6 +17,8 @@ class Greeting:
     """Puts a number at 0x5000, and its address into EBX."""
 
     name = "the greeting protocol"
+    irqchip = "none"
+    memory = "16M"
 
     def start(self, image: Image, platform: Platform) -> CpuState:
         platform.memory.write(Gpa(0x5000), bytes([42, platform.cpus]))

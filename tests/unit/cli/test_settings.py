@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.boot import BundledGuest, bundled_guests
+from pykvm.boot import BundledGuest, Image, Platform, bundled_guests, flat_image
+from pykvm.cli.arguments import Target
 from pykvm.cli.main import main, make_parser
 from pykvm.cli.settings import Settings, msr_value, seconds
 from pykvm.errors import ConfigurationError
+from pykvm.x86 import CpuState
 
 HLT = b"\xf4"
 
@@ -27,35 +29,55 @@ def bundled(**settings: object) -> BundledGuest:
     return replace(bundled_guests()[0], **({"memory": "2M", "ring": 0} | settings))  # type: ignore[arg-type]
 
 
+def target(guest: BundledGuest) -> Target:
+    return Target(flat_image(HLT), guest)
+
+
+TARGET = Target(flat_image(HLT))
+
+
 # ---- Settings ----
 
 
 def test_a_file_gets_the_defaults() -> None:
-    assert Settings.choose(options(), None) == Settings()
+    assert Settings.choose(options(), TARGET) == Settings()
     assert Settings() == Settings("16M", 0, "none", 1, (), "", ())
 
 
 def test_a_bundled_guest_gets_what_it_asks_for() -> None:
     guest = bundled(memory="4M", ring=3, irqchip="kernel", cpus=2, devices=("testdev",), keys="a", msrs=((0x10, 1),))
-    assert Settings.choose(options(), guest) == Settings("4M", 3, "kernel", 2, ("testdev",), "a", ((0x10, 1),))
+    assert Settings.choose(options(), target(guest)) == Settings("4M", 3, "kernel", 2, ("testdev",), "a", ((0x10, 1),))
+
+
+class Protocol:
+    name, irqchip, memory = "a protocol", "kernel", "64M"
+
+    def start(self, image: Image, platform: Platform) -> CpuState:
+        raise AssertionError("nobody starts it")
+
+
+def test_a_kernel_gets_what_its_boot_protocol_wants() -> None:
+    kernel = Target(replace(flat_image(HLT), protocol=Protocol()))
+    assert Settings.choose(options(), kernel) == Settings("64M", irqchip="kernel")
+    assert Settings.choose(options("--memory", "1M", "--irqchip", "none"), kernel) == Settings(1 << 20)
 
 
 def test_an_option_wins_over_what_the_guest_asks_for() -> None:
     guest = bundled(memory="4M", ring=3, irqchip="kernel", cpus=2, devices=("testdev",), keys="a", msrs=((0x10, 1),))
     given = ["--memory", "8M", "--ring", "0", "--irqchip", "none", "--cpus", "1"]
     given += ["--device", "doorbell", "--keys", "", "--msr", "0x20=2"]
-    chosen = Settings.choose(options(*given), guest)
+    chosen = Settings.choose(options(*given), target(guest))
     assert chosen == Settings(8 << 20, 0, "none", 1, ["doorbell"], "", [(0x20, 2)])  # type: ignore[arg-type]
 
 
 def test_options_that_are_not_given_leave_the_guests_own_alone() -> None:
-    chosen = Settings.choose(options("--cpus", "3"), bundled(irqchip="split", cpus=2))
+    chosen = Settings.choose(options("--cpus", "3"), target(bundled(irqchip="split", cpus=2)))
     assert (chosen.cpus, chosen.irqchip, chosen.memory) == (3, "split", "2M")
 
 
 def test_devices_and_msrs_can_be_given_again_and_again() -> None:
     given = options("--device", "testdev", "--device", "doorbell", "--msr", "0x1=1", "--msr", "0x2=2")
-    chosen = Settings.choose(given, None)
+    chosen = Settings.choose(given, TARGET)
     assert list(chosen.devices) == ["testdev", "doorbell"]
     assert list(chosen.msrs) == [(1, 1), (2, 2)]
 
