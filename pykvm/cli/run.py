@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from pykvm.machine import Interrupted, Machine
 
     target = find_target(options)
-    settings = Settings.choose(options, target.guest)
+    settings = Settings.choose(options, target)
     display = Display(options.screen, options.screenshot)
     if options.record is not None:
         check_spares_guest("--record", options.record, options.target)
