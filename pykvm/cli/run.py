@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pykvm.cli.arguments import add_image_options, check_spares_guest, find_target
 from pykvm.cli.ioctls import add_ioctl_options, ioctl_log
 from pykvm.cli.settings import Settings, add_machine_options
+from pykvm.cli.statistics import add_statistics_option, statistics_of
 
 if TYPE_CHECKING:
     from pykvm.cli.terminal import Terminal
@@ -40,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--record", metavar="FILE", help="write every exit and its answer to FILE, for 'pykvm replay FILE'"
     )
+    add_statistics_option(parser)
     add_ioctl_options(parser)
     parser.set_defaults(command=run)
 
@@ -71,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
             observers=(terminal, display, *recorders),
             ioctls=ioctls,
         ) as machine,
+        statistics_of(options, machine) as statistics,
     ):
         terminal.on_death = display.give_back
         settings.apply(machine)
@@ -91,6 +94,8 @@ def run(options: argparse.Namespace) -> int:
             terminal.write(display.rest())
         if words or result.report:
             terminal.note(words or result.report)
+        if statistics is not None:
+            terminal.note(str(statistics.result()))
         display.save()
         return result.status
 

@@ -50,10 +50,13 @@ class CloseObserver(Observer, Protocol):
 
 
 class EntryObserver(Observer, Protocol):
-    """An observer of how long things take."""
+    """An observer of how long things take. Each of these methods is optional, and is called without the lock."""
 
     def enter(self, vcpu: int) -> None:
-        """Take note that the CPU is about to enter the guest: what its last exit wanted is done. Without the lock."""
+        """Take note that the CPU is about to enter the guest: what its last exit wanted is done."""
+
+    def leave(self, vcpu: int) -> None:
+        """Take note that the CPU's run is over."""
 
 
 class LastExits:

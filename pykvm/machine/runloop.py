@@ -228,11 +228,15 @@ class RunLoop:
         finally:
             self._vcpu.stop_ticks()
             self._tell_time()
+            self._leave()
 
     def run_beside(self) -> Stop:
         """Run until a stop is requested, beside the loop of vCPU 0, which looks after everything else."""
-        with self._control.running(self):
-            return self._loop(None)
+        try:
+            with self._control.running(self):
+                return self._loop(None)
+        finally:
+            self._leave()
 
     def settle(self) -> None:
         """Have the kernel finish the last instruction, so that the registers tell the truth."""
@@ -390,6 +394,10 @@ class RunLoop:
     def _hooks(self, name: str) -> list[Callable[..., None]]:
         """Return the methods called ``name`` of the observers that have one: see ``CloseObserver``."""
         return [getattr(observer, name) for observer in self._observers if hasattr(observer, name)]
+
+    def _leave(self) -> None:
+        for tell in self._hooks("leave"):
+            tell(self._vcpu.id)
 
     def _note(self, exit: Exit) -> None:
         for observer in self._observers:

@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from pykvm.observe.recording import Recording, without_times, write_recording
     from pykvm.observe.recordingreader import read_recording
     from pykvm.observe.replaying import ReplayResult, replay
+    from pykvm.observe.statistics import ExitStatistics, Statistics, StatisticsResult
     from pykvm.observe.workbench import Workbench
 
 __all__ = [
     "CallText",
     "Divergence",
+    "ExitStatistics",
     "Minimized",
     "Recorder",
     "Recording",
     "ReplayResult",
+    "Statistics",
+    "StatisticsResult",
     "Workbench",
     "format_call",
     "minimize",
@@ -42,6 +46,7 @@ _HOMES = {
     "pykvm.observe.divergence": ("Divergence",),
     "pykvm.observe.ioctls": ("CallText", "format_call"),
     "pykvm.observe.replaying": ("ReplayResult", "replay"),
+    "pykvm.observe.statistics": ("ExitStatistics", "Statistics", "StatisticsResult"),
     "pykvm.observe.workbench": ("Workbench",),
 }
 
