@@ -232,7 +232,7 @@ def test_a_host_without_kvm_is_explained_and_mended(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refuse_to_open(path: str = "/dev/kvm") -> Kvm:
+    def refuse_to_open(path: str = "/dev/kvm", log: object = None) -> Kvm:
         raise why_unavailable(path, error)
 
     monkeypatch.setattr(Kvm, "open", refuse_to_open)
@@ -248,7 +248,7 @@ def test_a_host_without_kvm_is_explained_and_mended(
 def test_a_kvm_that_refuses_is_quoted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse_to_open(path: str = "/dev/kvm") -> Kvm:
+    def refuse_to_open(path: str = "/dev/kvm", log: object = None) -> Kvm:
         raise KvmError("KVM_CREATE_VM", errno.EBUSY, "type=0")
 
     monkeypatch.setattr(Kvm, "open", refuse_to_open)
