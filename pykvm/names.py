@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean"]
+__all__ = ["closest", "did_you_mean"]
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     """Return ``"did you mean a or b?"``: up to ``most`` of ``known`` that look like ``name``; empty if none does."""
+    close = closest(name, known, most)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def closest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Return up to ``most`` of ``known`` that look like ``name``, the closest first."""
     from difflib import get_close_matches  # for people who mistype: nobody else waits for it
 
-    close = get_close_matches(name, list(known), n=most)
-    return f"did you mean {' or '.join(close)}?" if close else ""
+    return get_close_matches(name, list(known), n=most)

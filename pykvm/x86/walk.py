@@ -16,7 +16,7 @@ from pykvm.memory import GuestMemory
 from pykvm.units import Gpa, format_size
 from pykvm.x86.paging import LevelFormat, Paging, PagingMode, Pte
 
-__all__ = ["Level", "Mapping", "Walk", "dump", "mappings", "walk"]
+__all__ = ["Level", "Mapping", "Walk", "dump", "is_page", "mappings", "page_address", "reserved_bits", "walk"]
 
 ADDRESS_MASK = 0x000F_FFFF_FFFF_F000  # bits 51:12
 
@@ -102,7 +102,7 @@ def walk(memory: GuestMemory, paging: Paging, gva: int) -> Walk:
             return Walk(gva, tuple(levels), None, problem)
         rights = rights.through(paging, form, step.entry)
         if step.page_size:
-            gpa = Gpa(_page_address(paging, form, step.entry) | gva & (step.page_size - 1))
+            gpa = Gpa(page_address(paging, form, step.entry) | gva & (step.page_size - 1))
             return Walk(gva, tuple(levels), gpa, "", step.page_size, rights.writable, rights.user, rights.executable)
         table = Gpa(step.entry & ADDRESS_MASK)
     raise AssertionError("the last level always maps a page")
@@ -160,17 +160,19 @@ def _read_entry(memory: GuestMemory, paging: Paging, form: LevelFormat, table: i
         entry = int.from_bytes(memory.read(where, paging.mode.entry_size), "little")
     except GuestMemoryError:
         return f"the {form.name} at {table:#x} is outside guest memory"
-    return Level(form.name, index, Gpa(where), entry, form.page_size if _is_page(paging, form, entry) else None)
+    return Level(form.name, index, Gpa(where), entry, form.page_size if is_page(paging, form, entry) else None)
 
 
-def _is_page(paging: Paging, form: LevelFormat, entry: int) -> bool:
+def is_page(paging: Paging, form: LevelFormat, entry: int) -> bool:
+    """Return whether ``entry`` of a table of the level ``form`` maps a page, if it is present; else it is a table's."""
     if form.name == "PT":
         return True
     big = form.may_be_page and bool(entry & Pte.PS.value)
     return big and (paging.pse or paging.mode is not PagingMode.BITS32)
 
 
-def _page_address(paging: Paging, form: LevelFormat, entry: int) -> int:
+def page_address(paging: Paging, form: LevelFormat, entry: int) -> int:
+    """Return the guest-physical address of the page that ``entry`` of a table of the level ``form`` maps."""
     address = entry & ADDRESS_MASK & ~(form.page_size - 1)
     if paging.mode is PagingMode.BITS32 and form.name == "PD":
         address |= (entry >> PSE36_SHIFT & PSE36_MASK) << 32
@@ -182,15 +184,17 @@ def _why_not(paging: Paging, form: LevelFormat, level: Level) -> str:
     here = f"{level.name}[{level.index}]"
     if not level.entry & Pte.P.value:
         return f"{here} is not present"
-    reserved = _reserved_bits(paging, form, level)
+    reserved = reserved_bits(paging, form, level.entry)
     if level.entry & reserved:
         return f"{here} has reserved bits set: {level.entry & reserved:#x}"
     return ""
 
 
-def _reserved_bits(paging: Paging, form: LevelFormat, level: Level) -> int:
+def reserved_bits(paging: Paging, form: LevelFormat, entry: int) -> int:
+    """Return which bits must be clear in such an ``entry`` of a table of the level ``form`` if it is present."""
+    is_big_page = form.name != "PT" and is_page(paging, form, entry)
     if paging.mode is PagingMode.BITS32:
-        return 1 << 21 if form.name == "PD" and level.page_size else 0  # SDM volume 3, table 4-4
+        return 1 << 21 if is_big_page else 0  # SDM volume 3, table 4-4
     reserved = 0 if paging.nxe else Pte.NX.value
     if paging.mode is PagingMode.PAE:
         reserved |= 0x7FF0_0000_0000_0000  # bits 62:52
@@ -198,7 +202,7 @@ def _reserved_bits(paging: Paging, form: LevelFormat, level: Level) -> int:
             return reserved | Pte.NX.value | 0x1E6  # bits 63, 8:5 and 2:1 (table 4-8)
     if not form.may_be_page:
         return reserved | Pte.PS.value  # PML4 and PML5 entries (table 4-15)
-    if level.page_size and form.name != "PT":
+    if is_big_page:
         reserved |= form.page_size - 1 & ~0x1FFF  # address bits below the page size, except bit 12, which is PAT
     return reserved
 
@@ -223,7 +227,7 @@ class _Reader:
             start = self._sign_extend(gva | index << form.shift)
             through = rights.through(self._paging, form, step.entry)
             if step.page_size:
-                address = Gpa(_page_address(self._paging, form, step.entry))
+                address = Gpa(page_address(self._paging, form, step.entry))
                 size = step.page_size
                 yield Mapping(start, address, size, size, through.writable, through.user, through.executable)
             elif self._budget > 0:
