@@ -66,6 +66,21 @@ def _run_longer(item: pytest.Item, factor: int) -> None:
             item.add_marker(pytest.mark.kvm(timeout=0), append=False)
 
 
+@pytest.fixture
+def debian() -> Callable[[str, str], Path]:
+    """Return what finds a file of a Debian package: ``debian("seabios", "/usr/share/seabios/bios.bin")``."""
+
+    def find(package: str, file: str) -> Path:
+        if not Path(file).exists():
+            reason = f"{file} is not there: apt-get install {package}"
+            if "CI" in os.environ:
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return Path(file)
+
+    return find
+
+
 # ---- a guest in real mode ----
 
 CODE = Gpa(layout.REAL_LOAD)  # where a guest's code is put, entered as 0000:8000

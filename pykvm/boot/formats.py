@@ -6,6 +6,7 @@
     vmlinux     an ELF64 file with Linux's banner in it
     pvh         an ELF file with a note that says where it starts by PVH
     elf         other ELF32 and ELF64 executables
+    rom         firmware; it has no mark, and somebody must say so
     flat        everything else
 
 A mode that the user asks for takes the place of what a boot protocol wants, which is then not looked for.
@@ -144,6 +145,15 @@ def _open_pvh(source: Source) -> Image:
     return pvh_image(source.data, name=source.name, entry=source.entry, options=source.options)
 
 
+def _open_rom(source: Source) -> Image:
+    from pykvm.boot.rom import rom_image
+
+    _refuse_places(source, "a ROM")
+    if source.entry is not None:
+        raise ImageError(f"{source.name}: a ROM starts at the reset vector: leave the entry out")
+    return rom_image(source.data, name=source.name, options=source.options)
+
+
 def _never(source: Source) -> bool:
     return False
 
@@ -195,5 +205,6 @@ FORMATS = (
     Format("vmlinux", "an uncompressed Linux kernel, by the 64-bit boot protocol", _is_vmlinux, _open_vmlinux),
     Format("pvh", "an ELF kernel with a PVH entry", _is_pvh, _open_pvh),
     Format("elf", "an ELF executable, 32-bit or 64-bit", _is_elf, _open_elf),
+    Format("rom", "firmware, started at the reset vector", _never, _open_rom),
     Format("flat", "a flat binary", _is_anything, _open_flat),
 )

@@ -115,6 +115,7 @@ class LinuxBoot:
     name = "the Linux boot protocol"
     irqchip = "kernel"
     memory = "64M"
+    rom = b""
 
     def __init__(self, header: SetupHeader, options: BootOptions, *, is_64: bool) -> None:
         self._header = header

@@ -150,6 +150,7 @@ class Multiboot:
     name = "multiboot"
     irqchip = "none"
     memory = "16M"
+    rom = b""
 
     def __init__(self, header: Header, options: BootOptions) -> None:
         self._header = header

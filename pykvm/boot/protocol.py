@@ -65,12 +65,25 @@ class Platform:
 class BootProtocol(Protocol):
     """How an image starts. ``name`` is for people: "multiboot".
 
-    ``irqchip`` and ``memory`` are what a machine for such guests has if nobody says otherwise: see ``Machine``.
+    ``irqchip`` and ``memory`` are what a machine for such guests has if nobody says otherwise, ``rom`` is what it must
+    have: see ``Machine``.
     """
 
-    name: str
-    irqchip: str
-    memory: str
+    @property
+    def name(self) -> str:
+        """Return what people call it."""
+
+    @property
+    def irqchip(self) -> str:
+        """Return an ``IrqchipKind``'s value."""
+
+    @property
+    def memory(self) -> str:
+        """Return a size."""
+
+    @property
+    def rom(self) -> bytes:
+        """Return a ROM's content, empty for none."""
 
     def start(self, image: Image, platform: Platform) -> CpuState:
         """Write what the guest is to find into memory, where ``image`` is already, and return the state it starts in.

@@ -74,6 +74,7 @@ class PvhBoot:
     name = "PVH"
     irqchip = "kernel"
     memory = "64M"
+    rom = b""
 
     def __init__(self, options: BootOptions) -> None:
         self._options = options

@@ -38,12 +38,21 @@ class Target:
     image: Image
     guest: BundledGuest | None = None
 
+    @property
+    def rom(self) -> bytes:
+        """Return the ROM that the machine must have, empty for none."""
+        return b"" if self.image.protocol is None else self.image.protocol.rom
+
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add TARGET and the options that say how to read it."""
     parser.add_argument(
-        "target", metavar="TARGET", help="a bundled guest's name, an assembly source (.S), a flat binary or an ELF file"
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        help="a bundled guest's name, an assembly source (.S), a flat binary, an ELF file or a Linux kernel",
     )
+    parser.add_argument("--bios", metavar="FILE", help="a ROM in TARGET's place, started at the reset vector")
     parser.add_argument(
         "--format",
         choices=[format.name for format in FORMATS],
@@ -77,6 +86,10 @@ def find_target(options: argparse.Namespace) -> Target:
 
     Raises: ImageError.
     """
+    if options.bios is not None:
+        _take_bios(options)
+    if options.target is None:
+        raise ImageError("the following arguments are required: TARGET, a bundled guest's name or a file")
     name: str = options.target
     if not name:
         raise ImageError("TARGET is empty: name a bundled guest or a file")
@@ -135,6 +148,12 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a count: write a number above 0")
     return int(text)
+
+
+def _take_bios(options: argparse.Namespace) -> None:
+    if options.target is not None:
+        raise ImageError(f"--bios {options.bios} takes the place of {options.target}: leave one of them out")
+    options.target, options.format = f"./{options.bios}" if "/" not in options.bios else options.bios, "rom"
 
 
 def _open_file(name: str, options: argparse.Namespace) -> Image:

@@ -1,7 +1,8 @@
-"""The debug console at port 0xe9: a byte written is a byte printed, with nothing to set up.
+"""The debug console at ports 0xe9 and 0x402: a byte written is a byte printed, with nothing to set up.
 
-Bochs invented it and QEMU has it too. Reading the port gives 0xe9, by which a guest finds out that it is there: an
-empty port would give 0xff. A real PC has no such device. Leaves out input: there is none.
+Bochs invented it and QEMU has it too, at the second port for firmware. Reading the port gives 0xe9, by which a guest
+finds out that it is there: an empty port would give 0xff. A real PC has no such device. Leaves out input: there is
+none.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import ClassVar
 from pykvm.devices.device import ByteRegisters
 from pykvm.devices.state import Remembered, Stateful
 
-__all__ = ["PORT", "DebugConsole"]
+__all__ = ["PORT", "PORTS", "DebugConsole"]
 
 PORT = 0xE9
+PORTS = (PORT, 0x402)
 PRESENT = 0xE9  # what it answers, wherever it is plugged in
 
 

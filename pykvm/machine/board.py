@@ -138,7 +138,8 @@ class Board:
         self.debug_exit = DebugExit(wishes.debug_exit)
         pio.register(self.debug_exit, debugexit.PORT, debugexit.REGISTERS)
         self.debug_console = DebugConsole(debugcon_output)
-        pio.register(self.debug_console, debugcon.PORT, 1)
+        for port in debugcon.PORTS:
+            pio.register(self.debug_console, port, 1)
         self.post_code = PostCode()
         pio.register(self.post_code, postcode.PORT, 1)
         self.vga = Vga(screen_memory)

@@ -32,13 +32,14 @@ from pykvm.machine.processors import Processors
 from pykvm.machine.runloop import ExitHandlers, RunLoop
 from pykvm.machine.stop import DebugExitWritten, PoweredOff, ResetRequested
 from pykvm.memory import GuestMemory, layout
-from pykvm.units import Gpa, MiB
+from pykvm.units import GiB, Gpa, MiB, align_up
 from pykvm.x86 import Cpuid, HardwareBreakpoint
 
 __all__ = ["DirtyTracking", "Hardware", "Outside", "to_dirty"]
 
 PIO_SPACE = 1 << 16
 MMIO_SPACE = 1 << 52  # the widest guest-physical address that x86 allows (MAXPHYADDR)
+ROM_END = 4 * GiB
 S3 = 3
 RING_SIZE = MiB  # bytes of each vCPU's dirty ring, for 65536 pages that get dirty between two exits
 
@@ -98,6 +99,7 @@ class Hardware:
         outside: Outside,
         devices: Sequence[str],
         dirty: DirtyTracking | None,
+        rom: bytes,
     ) -> None:
         self._dirty = dirty
         self._devices = tuple(devices)
@@ -116,6 +118,8 @@ class Hardware:
             self._clock: Clock = self.events if self._tap is None else self._tap.clock
             # Before the VM, so that the memory is still there when that is closed.
             self.memory = memory if isinstance(memory, GuestMemory) else self._own(GuestMemory(memory))
+            if rom:
+                self.memory.add_rom(ROM_END - align_up(len(rom)), rom)
             self._screen = self._find_screen()
             self._open_kvm(outside.ioctls, irqchip, cpus, choose_cpuid)
             self.pio = Bus("port", PIO_SPACE, strict=outside.strict_io, on_unclaimed=outside.on_unclaimed)

@@ -47,7 +47,8 @@ class Machine(Rewindable):
     ``irqchip`` says where the interrupt controllers are: "none" (HLT ends the run), "user" (devices in Python),
     "kernel" or "split" (see ``pykvm.machine.interrupts``); ``cpus`` above 1 needs one of the last two. ``cpuid`` makes
     what CPUID tells the guest from what the host supports; ``devices`` names optional ones; ``dirty`` keeps track of
-    the pages the guest writes, by KVM's "log" or its "ring": see ``dirty_pages``.
+    the pages the guest writes, by KVM's "log" or its "ring": see ``dirty_pages``. ``rom`` ends at 4 GiB, where the CPU
+    starts after reset.
 
     ``serial_output`` gets what the guest prints as it comes, ``serial_input(n)`` is asked for up to n bytes when the
     guest looks for some, and must not block. ``strict_io`` makes an access that no device claims an error. All these
@@ -66,6 +67,7 @@ class Machine(Rewindable):
         cpuid: Callable[[Cpuid], Cpuid] | None = None,
         devices: Sequence[str] = (),
         dirty: str | None = None,
+        rom: bytes = b"",
         serial_output: Callable[[bytes], object] | None = None,
         serial_input: Callable[[int], bytes] | None = None,
         debugcon_output: Callable[[bytes], object] | None = None,
@@ -89,7 +91,7 @@ class Machine(Rewindable):
             self._journal,
             ioctls,
         )
-        super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty))
+        super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty), rom)
         self._last_exits = LastExits()
         self._observers: tuple[Observer, ...] = (self._last_exits, *observers)
         self._make_loops()

@@ -19,6 +19,7 @@ class Greeting:
     name = "the greeting protocol"
     irqchip = "none"
     memory = "16M"
+    rom = b""
 
     def start(self, image: Image, platform: Platform) -> CpuState:
         platform.memory.write(Gpa(0x5000), bytes([42, platform.cpus]))

@@ -175,7 +175,7 @@ def test_a_wrong_command_line_is_explained(
 
 
 def test_a_wrong_option_points_to_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refuse("run", capsys=capsys).endswith("see pykvm run --help\n")
+    assert refuse("disasm", "hello", "--bits", "8", capsys=capsys).endswith("see pykvm disasm --help\n")
 
 
 def test_an_assemblers_error_is_shown_in_its_words_with_file_and_line(

@@ -50,7 +50,7 @@ def test_a_bundled_guest_gets_what_it_asks_for() -> None:
 
 
 class Protocol:
-    name, irqchip, memory = "a protocol", "kernel", "64M"
+    name, irqchip, memory, rom = "a protocol", "kernel", "64M", b""
 
     def start(self, image: Image, platform: Platform) -> CpuState:
         raise AssertionError("nobody starts it")
