@@ -1,8 +1,8 @@
 """The disassembly as rows: ``=>`` in front of the next instruction, ``B`` at a breakpoint, ``>`` at the cursor.
 
 x86 code can only be read forwards. What is above an instruction is found by reading from the symbol before it on, or
-else by trying several places to begin at, of which the one counts that leaves the fewest bytes over. Leaves out where
-data lies between code.
+the beginning of the image, or else by trying several places to begin at, of which the one counts that leaves the fewest
+bytes over. Leaves out where data lies between code.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def gutter(is_current: bool, is_cursor: bool, has_breakpoint: bool) -> Row:
 
 def instructions_before(look: Look, address: int) -> list[Instruction]:
     """Return instructions that end where ``address`` is, as far as they can be told, the nearest one last."""
-    start = _symbol_before(look, address)
+    start = _beginning_before(look, address)
     if start is not None:
         found = _decode(look, start, address)
         if all(instruction.mnemonic != NO_INSTRUCTION for instruction in found[-1:]):
@@ -92,14 +92,18 @@ def instructions_before(look: Look, address: int) -> list[Instruction]:
     return min(tries, key=_left_over, default=[])
 
 
-def _symbol_before(look: Look, address: int) -> int | None:
-    """Return where the symbol that ``address`` is in begins, if that is before it and near."""
-    symbols = look.image.symbols if look.image is not None else ()
-    position = bisect_left(symbols, address, key=lambda symbol: symbol.address)
-    if position == 0:
+def _beginning_before(look: Look, address: int) -> int | None:
+    """Return where the symbol that ``address`` is in begins, or else the image's segment, if that is before and near.
+
+    A segment has guest-physical addresses; where linear ones are different it is one of many guesses.
+    """
+    if look.image is None:
         return None
-    start = symbols[position - 1].address
-    return start if address - start <= FAR else None
+    symbols = look.image.symbols
+    position = bisect_left(symbols, address, key=lambda symbol: symbol.address)
+    segments = [segment.gpa for segment in look.image.segments if segment.gpa < address < segment.end]
+    start = max([*segments, *(symbol.address for symbol in symbols[position - 1 : position])], default=0)
+    return start if 0 < address - start <= FAR else None
 
 
 def _left_over(instructions: list[Instruction]) -> int:

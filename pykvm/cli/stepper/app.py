@@ -1,0 +1,333 @@
+"""``StepperApp``: the panes, the keys, and what the keys do.
+
+    +--------------------------------------------+
+    | where the guest stands, and why            |
+    +-------------------------+------------------+
+    | source or disassembly   | registers        |
+    +-------------------------+------------------+
+    | 1 memory 2 pages 3 serial 4 screen ...     |
+    | one of them                                |
+    +--------------------------------------------+
+    | keys, or what they ask for                 |
+    +--------------------------------------------+
+
+All that the guest does happens on the engine's thread; its news come as messages. Leaves out what panes say.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.message import Message
+from textual.widgets import ContentSwitcher, Footer, Static
+
+from pykvm.cli.stepper.engine import Engine, News
+from pykvm.cli.stepper.guest import Command, Guest, Standing
+from pykvm.cli.stepper.help import HelpScreen
+from pykvm.cli.stepper.keys import KEYS, TABS
+from pykvm.cli.stepper.pages import walk_rows
+from pykvm.cli.stepper.panes import CodePane, MemoryPane, Pane, RowsPane, ScreenPane
+from pykvm.cli.stepper.places import parse_place, parse_watch
+from pykvm.cli.stepper.prompt import Prompt
+from pykvm.cli.stepper.registers import register_rows
+from pykvm.cli.stepper.rows import Kind, Row, row
+from pykvm.cli.stepper.texts import output_rows, paragraph_rows
+from pykvm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["StepperApp"]
+
+TICK = 0.25  # seconds between two looks at the clock while the guest runs
+WIDE, NARROW = 44, 34  # columns of the registers, in 64-bit code and in other code
+
+
+class NewsMessage(Message):
+    """``news`` from the engine's thread."""
+
+    def __init__(self, news: News) -> None:
+        super().__init__()
+        self.news = news
+
+
+class StepperApp(App[None]):
+    """The screen of ``guest``, which is not stepped before the app runs. ``failure`` is what made it end, if a bug."""
+
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c", "interrupt", show=False, priority=True),
+        *(Binding(key.key, key.action, key.label, show=bool(key.label), key_display=key.shown or None) for key in KEYS),
+    ]
+    CSS = """
+    Screen { layout: vertical; }
+    #where, #why { height: 1; text-wrap: nowrap; text-overflow: clip; }
+    #where { text-style: reverse; }
+    #upper { height: 14; }
+    #lower { height: 1fr; border-top: solid $primary; }
+    #lower:focus-within { border-top: double $accent; }
+    Pane { text-wrap: nowrap; text-overflow: clip; height: 100%; }
+    #upper Pane { border-top: solid $primary; }
+    #upper Pane:focus { border-top: double $accent; }
+    #code { width: 1fr; }
+    #registers { width: 34; }
+    #upper.zoomed { height: 1fr; }
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__()
+        self.standing: Standing | None = None
+        self.failure: BaseException | None = None
+        self._guest = guest
+        self._engine = Engine(guest, lambda news: self.post_message(NewsMessage(news)))
+        self._walked: int | None = None  # the linear address that is walked, None for RIP
+        self._since: float | None = None  # when the command under way was submitted
+        self._note = ""
+        self._is_zoomed = False
+
+    # ---- the screen ----
+
+    def compose(self) -> ComposeResult:
+        """Return the widgets, from top to bottom."""
+        yield Static(id="where", markup=False)
+        yield Static(id="why", markup=False)
+        with Horizontal(id="upper"):
+            yield CodePane("code")
+            yield RowsPane("registers", lambda standing, width: register_rows(standing.look))
+        with ContentSwitcher(id="lower", initial=TABS[0]):
+            yield MemoryPane("memory")
+            yield RowsPane("pages", lambda standing, width: walk_rows(standing.look, self._walk_from(standing)))
+            yield RowsPane("serial", _serial_rows, at_end=True)
+            yield ScreenPane("screen")
+            yield RowsPane("exits", lambda standing, width: [row(text) for text in standing.exits], at_end=True)
+            yield RowsPane("report", _report_rows)
+        yield Prompt()
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Start the engine, whose first news is where the guest stands."""
+        self.code.focus()
+        self._draw_tabs()
+        self.set_interval(TICK, self._look_at_the_clock)
+        self._engine.start()
+
+    def on_unmount(self) -> None:
+        """Stop the guest; the terminal is given back when it stands still."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the guest and wait for that. Does nothing the second time."""
+        self._engine.close()
+
+    @property
+    def code(self) -> CodePane:
+        """Return the pane with the code."""
+        return self.query_one("#code", CodePane)
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether the guest runs, or there is news that is not shown yet."""
+        return self._since is not None or self.standing is None
+
+    # ---- news ----
+
+    def on_news_message(self, message: NewsMessage) -> None:
+        """Show where the guest stands now."""
+        news = message.news
+        if news.failure is not None:
+            self.failure = news.failure
+            self.exit()
+            return
+        if not self._engine.is_busy:
+            self._since = None
+        self._note = news.refusal
+        if news.standing is not None:
+            self._show(news.standing)
+
+    def _show(self, standing: Standing) -> None:
+        earlier, self.standing = self.standing, standing
+        self.query_one("#registers").styles.width = WIDE if standing.look.mode.width == 64 else NARROW
+        for pane in self.query(Pane):
+            pane.stand(standing)
+        if earlier is None:
+            self.query_one(MemoryPane).action_home()
+        if standing.report and (earlier is None or earlier.report != standing.report):
+            self.action_show_tab("report")
+        self._draw_where(standing)
+        self._draw_why()
+
+    def _draw_where(self, standing: Standing) -> None:
+        look = standing.look
+        symbol = look.symbol_at(look.rip)
+        line = None if look.image is None else look.image.lines.find(look.rip)
+        words = [f"{look.rip:#x}", f"<{symbol}>" if symbol else "", str(line or ""), f"step {look.step}"]
+        parts = [*words, look.mode.name, self._guest.name]
+        self.query_one("#where", Static).update(Text("  ".join(filter(None, parts)).join("  ")))
+
+    def _draw_why(self) -> None:
+        standing = self.standing
+        if self._since is not None and time.monotonic() - self._since > TICK:
+            words = f"running for {time.monotonic() - self._since:.0f} s: Esc interrupts"
+        else:
+            words = self._note or ("" if standing is None else standing.why)
+        self.query_one("#why", Static).update(Text(f" {words}"))
+
+    def _look_at_the_clock(self) -> None:
+        if self._since is not None:
+            self._draw_why()
+
+    def _say(self, note: str) -> None:
+        self._note = note
+        self._draw_why()
+
+    # ---- keys that step ----
+
+    def action_step(self) -> None:
+        """Execute one instruction."""
+        self._do(lambda guest: guest.step())
+
+    def action_step_over(self) -> None:
+        """Execute one instruction and what belongs to it."""
+        self._do(lambda guest: guest.step_over())
+
+    def action_step_back(self) -> None:
+        """Undo the last instruction."""
+        self._do(lambda guest: guest.back())
+
+    def action_go_on(self) -> None:
+        """Continue."""
+        self._do(lambda guest: guest.go_on())
+
+    def action_run_to_cursor(self) -> None:
+        """Run to the cursor."""
+        self._at_cursor(lambda guest, address: guest.run_to(address))
+
+    def action_toggle_breakpoint(self) -> None:
+        """Set a breakpoint at the cursor, or take it away."""
+        self._at_cursor(lambda guest, address: guest.toggle_breakpoint(address))
+
+    def action_interrupt(self) -> None:
+        """Interrupt the guest."""
+        if self._engine.is_busy:
+            self._engine.interrupt()
+        else:
+            self._say("the guest stands still: q quits")
+
+    async def action_quit(self) -> None:
+        """Leave."""
+        self._engine.interrupt()
+        self.exit()
+
+    def _do(self, command: Command) -> None:
+        self._since = self._since or time.monotonic()
+        self._engine.submit(command)
+
+    def _at_cursor(self, command: Callable[[Guest, int], None]) -> None:
+        address = self.code.cursor_address
+        if address is None:
+            self._say("there is no code in this line: put the cursor at one that has some")
+        else:
+            self._do(lambda guest: command(guest, address))
+
+    # ---- keys that ask ----
+
+    def action_watch(self) -> None:
+        """Ask what to watch."""
+        self._ask("watch PLACE [LENGTH] [w|rw]:", self._watch)
+
+    def action_find_code(self) -> None:
+        """Ask where to put the cursor."""
+        self._ask("code at:", lambda text, standing: self.code.show_address(parse_place(text, standing.look)))
+
+    def action_go_to_memory(self) -> None:
+        """Ask which memory to show."""
+        self._ask("memory at:", self._go_to_memory)
+
+    def action_walk_pages(self) -> None:
+        """Ask which address to walk."""
+        self._ask("walk the page tables for:", self._walk)
+
+    def _watch(self, text: str, standing: Standing) -> None:
+        if not text:
+            self._do(lambda guest: guest.unwatch())
+            return
+        watched = parse_watch(text, standing.look)
+        self._do(lambda guest: guest.watch(watched))
+
+    def _go_to_memory(self, text: str, standing: Standing) -> None:
+        pane = self.query_one(MemoryPane)
+        pane.view.address = parse_place(text, standing.look)
+        pane.refresh()
+        self.action_show_tab("memory")
+
+    def _walk(self, text: str, standing: Standing) -> None:
+        self._walked = parse_place(text, standing.look) if text else None
+        self.query_one("#pages").refresh()
+        self.action_show_tab("pages")
+
+    def _ask(self, question: str, answer: Callable[[str, Standing], None]) -> None:
+        def take(text: str) -> None:
+            try:
+                if self.standing is not None:
+                    answer(text, self.standing)
+            except ConfigurationError as error:
+                self._say(str(error))
+
+        self.query_one(Prompt).ask(question, take)
+
+    def _walk_from(self, standing: Standing) -> int:
+        return standing.look.rip if self._walked is None else self._walked
+
+    # ---- keys that show ----
+
+    def action_toggle_source(self) -> None:
+        """Show the source or the disassembly."""
+        if not self.code.toggle_source():
+            self._say("no source is known for this code")
+
+    def action_show_tab(self, name: str) -> None:
+        """Show one of the lower panes; the focus goes there if another of them had it."""
+        lower = self.query_one("#lower", ContentSwitcher)
+        had_focus = self.focused is not None and self.focused.id in TABS
+        lower.current = name
+        if had_focus:
+            self.query_one(f"#{name}").focus()
+        self._draw_tabs()
+
+    def action_zoom(self) -> None:
+        """Give the pane that has the focus the whole screen, or take it back."""
+        pane = self.focused
+        if self._is_zoomed:
+            self._is_zoomed = False
+        elif isinstance(pane, Pane):
+            self._is_zoomed = True
+        upper, lower = self.query_one("#upper"), self.query_one("#lower")
+        is_above = pane is not None and pane.id not in TABS
+        upper.set_class(self._is_zoomed, "zoomed")
+        upper.display = not self._is_zoomed or is_above
+        lower.display = not self._is_zoomed or not is_above
+        for other in upper.children:
+            other.display = not self._is_zoomed or other is pane
+
+    def action_help(self) -> None:
+        """Show the keys."""
+        self.push_screen(HelpScreen())
+
+    def _draw_tabs(self) -> None:
+        lower = self.query_one("#lower", ContentSwitcher)
+        names = enumerate(TABS, 1)
+        texts = (f"[{number} {name}]" if name == lower.current else f" {number} {name} " for number, name in names)
+        lower.border_title = Text("".join(texts))  # not str, in which brackets are markup
+
+
+def _serial_rows(standing: Standing, width: int) -> list[Row]:
+    return output_rows(standing.serial.data, standing.serial.dropped, width)
+
+
+def _report_rows(standing: Standing, width: int) -> list[Row]:
+    return paragraph_rows(standing.report, width) if standing.report else [row("no crash so far", Kind.FAINT)]
