@@ -50,7 +50,7 @@ def test_a_stream_that_is_no_terminal_is_named(name: str, terminal: pytest.Monke
 def test_streams_that_do_not_exist_are_no_terminal(terminal: pytest.MonkeyPatch) -> None:
     for name in ("stdin", "stdout"):
         terminal.setattr(sys, f"__{name}__", None)
-    with pytest.raises(ConfigurationError, match="stdin and stdout is none"):
+    with pytest.raises(ConfigurationError, match="stdin and stdout are none"):
         check_terminal()
 
 
