@@ -29,7 +29,7 @@ from textual.widgets import ContentSwitcher, Footer, Static
 from pykvm.cli.stepper.engine import Engine, News
 from pykvm.cli.stepper.guest import Command, Guest, Standing
 from pykvm.cli.stepper.help import HelpScreen
-from pykvm.cli.stepper.keys import KEYS, TABS
+from pykvm.cli.stepper.keys import KEYS, MOVING, TABS, Key
 from pykvm.cli.stepper.pages import walk_rows
 from pykvm.cli.stepper.panes import CodePane, MemoryPane, Pane, RowsPane, ScreenPane
 from pykvm.cli.stepper.places import parse_place, parse_watch
@@ -44,8 +44,15 @@ if TYPE_CHECKING:
 
 __all__ = ["StepperApp"]
 
+ACTIONS = frozenset(key.action.partition("(")[0].removeprefix("app.") for key in (*KEYS, *MOVING))
 TICK = 0.25  # seconds between two looks at the clock while the guest runs
 WIDE, NARROW = 44, 34  # columns of the registers, in 64-bit code and in other code
+
+
+def _binding(key: Key) -> Binding:
+    # With priority the app itself obeys a key, before it looks at the next: a key typed ahead finds the question that
+    # the one before it asked. Without, the pane that had the focus would get it.
+    return Binding(key.key, key.action, key.label, show=bool(key.label), key_display=key.shown or None, priority=True)
 
 
 class NewsMessage(Message):
@@ -62,21 +69,20 @@ class StepperApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c", "interrupt", show=False, priority=True),
-        *(Binding(key.key, key.action, key.label, show=bool(key.label), key_display=key.shown or None) for key in KEYS),
+        *(_binding(key) for key in (*KEYS, *MOVING)),
     ]
     CSS = """
     Screen { layout: vertical; }
     #where, #why { height: 1; text-wrap: nowrap; text-overflow: clip; }
     #where { text-style: reverse; }
-    #upper { height: 14; }
+    #upper { height: 2fr; }
     #lower { height: 1fr; border-top: solid $primary; }
     #lower:focus-within { border-top: double $accent; }
     Pane { text-wrap: nowrap; text-overflow: clip; height: 100%; }
     #upper Pane { border-top: solid $primary; }
     #upper Pane:focus { border-top: double $accent; }
     #code { width: 1fr; }
-    #registers { width: 34; }
-    #upper.zoomed { height: 1fr; }
+    #registers { width: 34; max-width: 60%; }
     """
 
     def __init__(self, guest: Guest) -> None:
@@ -134,6 +140,12 @@ class StepperApp(App[None]):
         """Return whether the guest runs, or there is news that is not shown yet."""
         return self._since is not None or self.standing is None
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Return whether a key may do ``action``: not while something is asked, or the help is shown."""
+        if action not in ACTIONS:
+            return True
+        return not (isinstance(self.screen, HelpScreen) or self.query_one(Prompt).display)
+
     # ---- news ----
 
     def on_news_message(self, message: NewsMessage) -> None:
@@ -155,7 +167,7 @@ class StepperApp(App[None]):
         for pane in self.query(Pane):
             pane.stand(standing)
         if earlier is None:
-            self.query_one(MemoryPane).action_home()
+            self.query_one(MemoryPane).scroll_back()
         if standing.report and (earlier is None or earlier.report != standing.report):
             self.action_show_tab("report")
         self._draw_where(standing)
@@ -234,6 +246,18 @@ class StepperApp(App[None]):
         else:
             self._do(lambda guest: command(guest, address))
 
+    # ---- keys that move ----
+
+    def action_move(self, rows: int, pages: int) -> None:
+        """Move the cursor, or scroll the pane that has the focus."""
+        if isinstance(self.focused, Pane):
+            self.focused.scroll_rows(rows, pages)
+
+    def action_home(self) -> None:
+        """Put the cursor where the guest is, or scroll the pane that has the focus back."""
+        if isinstance(self.focused, Pane):
+            self.focused.scroll_back()
+
     # ---- keys that ask ----
 
     def action_watch(self) -> None:
@@ -308,7 +332,6 @@ class StepperApp(App[None]):
             self._is_zoomed = True
         upper, lower = self.query_one("#upper"), self.query_one("#lower")
         is_above = pane is not None and pane.id not in TABS
-        upper.set_class(self._is_zoomed, "zoomed")
         upper.display = not self._is_zoomed or is_above
         lower.display = not self._is_zoomed or not is_above
         for other in upper.children:

@@ -1,6 +1,6 @@
 """The stepper's keys: one table for what they do, the line at the bottom, the help, and the page in the docs.
 
-Leaves out keys that move inside a pane, which are every terminal's: arrows, page up and down.
+Leaves out keys of the questions and the help: Enter and Esc.
 """
 
 from __future__ import annotations
@@ -51,7 +51,13 @@ KEYS = (
     Key("q", "quit", "quit", "quit"),
 )
 
-MOVING = "Arrows, PageUp, PageDown and Home move the cursor, or scroll the pane that has the focus."
+MOVING = (
+    Key("up", "move(-1, 0)", "move the cursor, or scroll the pane that has the focus", "", "↑"),
+    Key("down", "move(1, 0)", "the same, down", "", "↓"),
+    Key("pageup", "move(0, -1)", "the same by a page, up", "", "PgUp"),
+    Key("pagedown", "move(0, 1)", "the same by a page, down", "", "PgDn"),
+    Key("home", "home", "back to where the guest is, to the stack, or to where the pane begins", "", "Home"),
+)
 
 PLACES = """\
 An address is a number (0x8000), a register (rsp, si), a symbol (main), or several of them (main+0x12, rsp-8), with a
@@ -63,5 +69,5 @@ SIGNS = """\
 
 def help_text() -> str:
     """Return the help: all keys, and what the signs mean."""
-    rows = [f"{key.name:>6}  {key.help}" for key in KEYS]
-    return "\n".join([*rows, "", MOVING, "", SIGNS, "", PLACES])
+    rows = [f"{key.name:>6}  {key.help}" for key in (*KEYS, *MOVING)]
+    return "\n".join([*rows, "", SIGNS, "", PLACES])

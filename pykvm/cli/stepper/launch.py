@@ -23,10 +23,10 @@ from pykvm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pykvm.boot import Image
-    from pykvm.cli.stepper.guest import Standing
+    from pykvm.cli.stepper.guest import Guest, Standing
     from pykvm.machine import Machine
 
-__all__ = ["INSTALL", "check_terminal", "run_stepper"]
+__all__ = ["INSTALL", "check_terminal", "run_stepper", "show"]
 
 INSTALL = "pip install 'pykvm-hypervisor[tui]'"
 BATCH = "'pykvm step --batch TARGET' needs no screen"
@@ -57,10 +57,15 @@ def run_stepper(machine: Machine, image: Image, options: argparse.Namespace) -> 
     KVM raise.
     """
     check_terminal()
-    from pykvm.cli.stepper.app import StepperApp
     from pykvm.cli.stepper.stepped import SteppedGuest
 
-    guest = SteppedGuest(machine, image, options)
+    return show(SteppedGuest(machine, image, options))
+
+
+def show(guest: Guest) -> int:
+    """Show ``guest`` on the terminal until somebody quits; see ``run_stepper``."""
+    from pykvm.cli.stepper.app import StepperApp
+
     app = StepperApp(guest)
     try:
         with _given_back():
@@ -69,9 +74,11 @@ def run_stepper(machine: Machine, image: Image, options: argparse.Namespace) -> 
         app.close()
     if app.failure is not None:
         raise app.failure
+    if app.return_code is None:  # Textual takes a SIGINT for a wish to end
+        raise KeyboardInterrupt
     if app.standing is not None:
         _print_the_rest(app.standing)
-    return app.return_code or 0
+    return app.return_code
 
 
 def check_terminal() -> None:

@@ -6,10 +6,8 @@ Leaves out what the rows say: each pane asks one of the views.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from rich.text import Text
-from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
 from pykvm.cli.screen import rich_screen, shown_rows
@@ -45,15 +43,7 @@ def to_text(rows: Sequence[Row]) -> Text:
 
 
 class Pane(Widget, can_focus=True):
-    """A pane with a title that can have the focus; arrows and page keys call ``move``."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "move(-1)", show=False),
-        Binding("down", "move(1)", show=False),
-        Binding("pageup", "move_page(-1)", show=False),
-        Binding("pagedown", "move_page(1)", show=False),
-        Binding("home", "home", show=False),
-    ]
+    """A pane with a title that can have the focus; arrows and page keys move it."""
 
     def __init__(self, id: str) -> None:
         super().__init__(id=id)
@@ -64,17 +54,13 @@ class Pane(Widget, can_focus=True):
         self.standing = standing
         self.refresh()
 
-    def action_move(self, by: int) -> None:
-        """Move ``by`` rows down, up if that is negative."""
+    def scroll_rows(self, rows: int = 0, pages: int = 0) -> None:
+        """Move so many rows and pages down, up if that is negative."""
         if self.standing is not None:
-            self.move(self.standing, by)
+            self.move(self.standing, rows + pages * max(1, self.content_size.height - 1))
             self.refresh()
 
-    def action_move_page(self, by: int) -> None:
-        """Move ``by`` pages."""
-        self.action_move(by * max(1, self.content_size.height - 1))
-
-    def action_home(self) -> None:
+    def scroll_back(self) -> None:
         """Go back to where it begins."""
         if self.standing is not None:
             self.home(self.standing)

@@ -20,7 +20,10 @@ __all__ = ["Prompt"]
 class Prompt(Horizontal):
     """A question and an answer, hidden while nothing is asked. Enter answers, Esc does not."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "cancel", show=False),
+        Binding("tab,shift+tab", "stay", show=False),
+    ]
     DEFAULT_CSS = """
     Prompt { height: 1; display: none; }
     Prompt Static { width: auto; padding: 0 1; }
@@ -35,7 +38,7 @@ class Prompt(Horizontal):
     def compose(self) -> ComposeResult:
         """Return the question and the answer."""
         yield Static(id="question", markup=False)
-        yield Input(id="answer", compact=True)
+        yield Input(id="answer", compact=True, select_on_focus=False)
 
     def ask(self, question: str, answer: Callable[[str], None]) -> None:
         """Ask; ``answer`` gets what is typed, without blanks around it."""
@@ -50,6 +53,14 @@ class Prompt(Horizontal):
         event.stop()
         self.action_cancel()
         self._answer(event.value.strip())
+
+    def on_input_blurred(self, event: Input.Blurred) -> None:
+        """Ask no more if the focus went elsewhere, by a click."""
+        if not event.input.has_focus:
+            self._show(False)
+
+    def action_stay(self) -> None:
+        """Do nothing: Tab would leave the question open."""
 
     def action_cancel(self) -> None:
         """Ask no more."""

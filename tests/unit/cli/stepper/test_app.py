@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 
 from pykvm.cli.stepper.app import StepperApp
 from pykvm.cli.stepper.guest import Guest
-from pykvm.cli.stepper.keys import KEYS, TABS, help_text
+from pykvm.cli.stepper.keys import KEYS, MOVING, TABS, help_text
 from pykvm.devices.screen import Cell, Screen
 from pykvm.memory import GuestMemory
 from pykvm.x86 import BreakpointKind, Mode
@@ -164,7 +164,7 @@ def test_run_to_the_cursor_and_a_breakpoint_at_the_cursor(fake: FakeGuest) -> No
         assert "B > 00008004  lodsb (%si), %al" in await seat.press("space")
         assert "breakpoint at 0x8004" in await seat.press("c")
         await seat.press("b", "b")
-        await seat.press("down", "r")
+        await seat.press("down", "r")  # in this order, although nobody waited between them
         assert seat.app.standing is not None
         assert seat.app.standing.look.rip == CODE + 2
         text = await seat.press("down", "space")
@@ -368,13 +368,13 @@ def test_the_help_names_every_key_and_esc_closes_it(fake: FakeGuest) -> None:
         assert "eax" in await seat.press("question_mark", "q"), "q closes the help, not the stepper"
 
     at(fake, scenario)
-    assert all(key.help in help_text() for key in KEYS)
+    assert all(key.help in help_text() for key in (*KEYS, *MOVING))
 
 
 def test_every_key_has_an_action_and_no_key_has_two() -> None:
-    keys = [key.key for key in KEYS]
+    keys = [key.key for key in (*KEYS, *MOVING)]
     assert len(keys) == len(set(keys))
-    for key in KEYS:
+    for key in (*KEYS, *MOVING):
         name = key.action.partition("(")[0].removeprefix("app.")
         assert callable(getattr(StepperApp, f"action_{name}"))
     assert len(TABS) == 6
