@@ -22,21 +22,17 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
 from textual.message import Message
-from textual.widgets import ContentSwitcher, Footer, Static
+from textual.widgets import Footer, Static
 
 from pykvm.cli.stepper.engine import Engine, News
 from pykvm.cli.stepper.guest import Command, Guest, Standing
 from pykvm.cli.stepper.help import HelpScreen
-from pykvm.cli.stepper.keys import KEYS, MOVING, TABS, Key
-from pykvm.cli.stepper.pages import walk_rows
-from pykvm.cli.stepper.panes import CodePane, MemoryPane, Pane, RowsPane, ScreenPane
+from pykvm.cli.stepper.keys import KEYS, MOVING, Key
+from pykvm.cli.stepper.panel import Panel
+from pykvm.cli.stepper.panes import Pane
 from pykvm.cli.stepper.places import parse_place, parse_watch
 from pykvm.cli.stepper.prompt import Prompt
-from pykvm.cli.stepper.registers import register_rows
-from pykvm.cli.stepper.rows import Kind, Row, row
-from pykvm.cli.stepper.texts import output_rows, paragraph_rows
 from pykvm.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -46,7 +42,6 @@ __all__ = ["StepperApp"]
 
 ACTIONS = frozenset(key.action.partition("(")[0].removeprefix("app.") for key in (*KEYS, *MOVING))
 TICK = 0.25  # seconds between two looks at the clock while the guest runs
-WIDE, NARROW = 44, 34  # columns of the registers, in 64-bit code and in other code
 
 
 def _binding(key: Key) -> Binding:
@@ -68,21 +63,13 @@ class StepperApp(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+c", "interrupt", show=False, priority=True),
+        Binding("ctrl+c", "interrupt_anyhow", show=False, priority=True),
         *(_binding(key) for key in (*KEYS, *MOVING)),
     ]
     CSS = """
     Screen { layout: vertical; }
     #where, #why { height: 1; text-wrap: nowrap; text-overflow: clip; }
     #where { text-style: reverse; }
-    #upper { height: 2fr; }
-    #lower { height: 1fr; border-top: solid $primary; }
-    #lower:focus-within { border-top: double $accent; }
-    Pane { text-wrap: nowrap; text-overflow: clip; height: 100%; }
-    #upper Pane { border-top: solid $primary; }
-    #upper Pane:focus { border-top: double $accent; }
-    #code { width: 1fr; }
-    #registers { width: 34; max-width: 60%; }
     """
 
     def __init__(self, guest: Guest) -> None:
@@ -91,10 +78,8 @@ class StepperApp(App[None]):
         self.failure: BaseException | None = None
         self._guest = guest
         self._engine = Engine(guest, lambda news: self.post_message(NewsMessage(news)))
-        self._walked: int | None = None  # the linear address that is walked, None for RIP
         self._since: float | None = None  # when the command under way was submitted
         self._note = ""
-        self._is_zoomed = False
 
     # ---- the screen ----
 
@@ -102,23 +87,13 @@ class StepperApp(App[None]):
         """Return the widgets, from top to bottom."""
         yield Static(id="where", markup=False)
         yield Static(id="why", markup=False)
-        with Horizontal(id="upper"):
-            yield CodePane("code")
-            yield RowsPane("registers", lambda standing, width: register_rows(standing.look))
-        with ContentSwitcher(id="lower", initial=TABS[0]):
-            yield MemoryPane("memory")
-            yield RowsPane("pages", lambda standing, width: walk_rows(standing.look, self._walk_from(standing)))
-            yield RowsPane("serial", _serial_rows, at_end=True)
-            yield ScreenPane("screen")
-            yield RowsPane("exits", lambda standing, width: [row(text) for text in standing.exits], at_end=True)
-            yield RowsPane("report", _report_rows)
+        yield Panel()
         yield Prompt()
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
         """Start the engine, whose first news is where the guest stands."""
-        self.code.focus()
-        self._draw_tabs()
+        self.panel.code.focus()
         self.set_interval(TICK, self._look_at_the_clock)
         self._engine.start()
 
@@ -131,9 +106,9 @@ class StepperApp(App[None]):
         self._engine.close()
 
     @property
-    def code(self) -> CodePane:
-        """Return the pane with the code."""
-        return self.query_one("#code", CodePane)
+    def panel(self) -> Panel:
+        """Return the panes."""
+        return self.query_one(Panel)
 
     @property
     def is_busy(self) -> bool:
@@ -162,14 +137,8 @@ class StepperApp(App[None]):
             self._show(news.standing)
 
     def _show(self, standing: Standing) -> None:
-        earlier, self.standing = self.standing, standing
-        self.query_one("#registers").styles.width = WIDE if standing.look.mode.width == 64 else NARROW
-        for pane in self.query(Pane):
-            pane.stand(standing)
-        if earlier is None:
-            self.query_one(MemoryPane).scroll_back()
-        if standing.report and (earlier is None or earlier.report != standing.report):
-            self.action_show_tab("report")
+        self.standing = standing
+        self.panel.stand(standing)
         self._draw_where(standing)
         self._draw_why()
 
@@ -230,6 +199,10 @@ class StepperApp(App[None]):
         else:
             self._say("the guest stands still: q quits")
 
+    def action_interrupt_anyhow(self) -> None:
+        """Interrupt the guest even while something is asked, or the help is shown."""
+        self.action_interrupt()
+
     async def action_quit(self) -> None:
         """Leave."""
         self._engine.interrupt()
@@ -240,7 +213,7 @@ class StepperApp(App[None]):
         self._engine.submit(command)
 
     def _at_cursor(self, command: Callable[[Guest, int], None]) -> None:
-        address = self.code.cursor_address
+        address = self.panel.code.cursor_address
         if address is None:
             self._say("there is no code in this line: put the cursor at one that has some")
         else:
@@ -266,15 +239,18 @@ class StepperApp(App[None]):
 
     def action_find_code(self) -> None:
         """Ask where to put the cursor."""
-        self._ask("code at:", lambda text, standing: self.code.show_address(parse_place(text, standing.look)))
+        self._ask("code at:", lambda text, standing: self.panel.code.show_address(parse_place(text, standing.look)))
 
     def action_go_to_memory(self) -> None:
         """Ask which memory to show."""
-        self._ask("memory at:", self._go_to_memory)
+        self._ask("memory at:", lambda text, standing: self.panel.show_memory(parse_place(text, standing.look)))
 
     def action_walk_pages(self) -> None:
         """Ask which address to walk."""
         self._ask("walk the page tables for:", self._walk)
+
+    def _walk(self, text: str, standing: Standing) -> None:
+        self.panel.walk(parse_place(text, standing.look) if text else None)
 
     def _watch(self, text: str, standing: Standing) -> None:
         if not text:
@@ -282,17 +258,6 @@ class StepperApp(App[None]):
             return
         watched = parse_watch(text, standing.look)
         self._do(lambda guest: guest.watch(watched))
-
-    def _go_to_memory(self, text: str, standing: Standing) -> None:
-        pane = self.query_one(MemoryPane)
-        pane.view.address = parse_place(text, standing.look)
-        pane.refresh()
-        self.action_show_tab("memory")
-
-    def _walk(self, text: str, standing: Standing) -> None:
-        self._walked = parse_place(text, standing.look) if text else None
-        self.query_one("#pages").refresh()
-        self.action_show_tab("pages")
 
     def _ask(self, question: str, answer: Callable[[str, Standing], None]) -> None:
         def take(text: str) -> None:
@@ -304,53 +269,21 @@ class StepperApp(App[None]):
 
         self.query_one(Prompt).ask(question, take)
 
-    def _walk_from(self, standing: Standing) -> int:
-        return standing.look.rip if self._walked is None else self._walked
-
     # ---- keys that show ----
 
     def action_toggle_source(self) -> None:
         """Show the source or the disassembly."""
-        if not self.code.toggle_source():
+        if not self.panel.code.toggle_source():
             self._say("no source is known for this code")
 
     def action_show_tab(self, name: str) -> None:
-        """Show one of the lower panes; the focus goes there if another of them had it."""
-        lower = self.query_one("#lower", ContentSwitcher)
-        had_focus = self.focused is not None and self.focused.id in TABS
-        lower.current = name
-        if had_focus:
-            self.query_one(f"#{name}").focus()
-        self._draw_tabs()
+        """Show one of the lower panes."""
+        self.panel.show_tab(name)
 
     def action_zoom(self) -> None:
         """Give the pane that has the focus the whole screen, or take it back."""
-        pane = self.focused
-        if self._is_zoomed:
-            self._is_zoomed = False
-        elif isinstance(pane, Pane):
-            self._is_zoomed = True
-        upper, lower = self.query_one("#upper"), self.query_one("#lower")
-        is_above = pane is not None and pane.id not in TABS
-        upper.display = not self._is_zoomed or is_above
-        lower.display = not self._is_zoomed or not is_above
-        for other in upper.children:
-            other.display = not self._is_zoomed or other is pane
+        self.panel.toggle_zoom()
 
     def action_help(self) -> None:
         """Show the keys."""
         self.push_screen(HelpScreen())
-
-    def _draw_tabs(self) -> None:
-        lower = self.query_one("#lower", ContentSwitcher)
-        names = enumerate(TABS, 1)
-        texts = (f"[{number} {name}]" if name == lower.current else f" {number} {name} " for number, name in names)
-        lower.border_title = Text("".join(texts))  # not str, in which brackets are markup
-
-
-def _serial_rows(standing: Standing, width: int) -> list[Row]:
-    return output_rows(standing.serial.data, standing.serial.dropped, width)
-
-
-def _report_rows(standing: Standing, width: int) -> list[Row]:
-    return paragraph_rows(standing.report, width) if standing.report else [row("no crash so far", Kind.FAINT)]

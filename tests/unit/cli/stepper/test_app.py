@@ -256,7 +256,7 @@ def test_esc_takes_a_question_back_and_the_focus_returns(fake: FakeGuest) -> Non
         await seat.press("g")
         text = await seat.press("q", "s", "escape")
         assert "memory at:" not in text
-        assert seat.app.focused is seat.app.code
+        assert seat.app.focused is seat.app.panel.code
         await seat.press("s")
 
     at(fake, scenario)
@@ -369,6 +369,18 @@ def test_the_help_names_every_key_and_esc_closes_it(fake: FakeGuest) -> None:
 
     at(fake, scenario)
     assert all(key.help in help_text() for key in (*KEYS, *MOVING))
+
+
+def test_news_that_come_while_the_help_is_shown_are_there_afterwards(fake: FakeGuest) -> None:
+    fake.is_endless = True
+
+    async def scenario(seat: Seat) -> None:
+        await seat._pilot.press("c", "question_mark")
+        await seat.press("ctrl+c")
+        assert "this help" in await seat.look()
+        assert " interrupted" in await seat.press("escape")
+
+    at(fake, scenario)
 
 
 def test_every_key_has_an_action_and_no_key_has_two() -> None:
