@@ -147,7 +147,8 @@ class StepperApp(App[None]):
         symbol = look.symbol_at(look.rip)
         line = None if look.image is None else look.image.lines.find(look.rip)
         words = [f"{look.rip:#x}", f"<{symbol}>" if symbol else "", str(line or ""), f"step {look.step}"]
-        parts = [*words, look.mode.name, self._guest.name]
+        cpu = "" if standing.cpu is None else f"CPU {standing.cpu}"
+        parts = [*words, cpu, look.mode.name, self._guest.name]
         self.query_one("#where", Static).update(Text("  ".join(filter(None, parts)).join("  ")))
 
     def _draw_why(self) -> None:
@@ -177,8 +178,16 @@ class StepperApp(App[None]):
         self._do(lambda guest: guest.step_over())
 
     def action_step_back(self) -> None:
-        """Undo the last instruction."""
+        """Undo the last step, or all of the last continue."""
         self._do(lambda guest: guest.back())
+
+    def action_back_on(self) -> None:
+        """Go back to a breakpoint, before a watched write, or to the oldest step."""
+        self._do(lambda guest: guest.back_on())
+
+    def action_next_cpu(self) -> None:
+        """Look at the next CPU."""
+        self._do(lambda guest: guest.next_cpu())
 
     def action_go_on(self) -> None:
         """Continue."""
@@ -235,7 +244,7 @@ class StepperApp(App[None]):
 
     def action_watch(self) -> None:
         """Ask what to watch."""
-        self._ask("watch PLACE [LENGTH] [w|rw]:", self._watch)
+        self._ask("watch PLACE [LENGTH] [r|w|rw]:", self._watch)
 
     def action_find_code(self) -> None:
         """Ask where to put the cursor."""
@@ -256,8 +265,8 @@ class StepperApp(App[None]):
         if not text:
             self._do(lambda guest: guest.unwatch())
             return
-        watched = parse_watch(text, standing.look)
-        self._do(lambda guest: guest.watch(watched))
+        watchpoint = parse_watch(text, standing.look)
+        self._do(lambda guest: guest.watch(watchpoint))
 
     def _ask(self, question: str, answer: Callable[[str, Standing], None]) -> None:
         def take(text: str) -> None:

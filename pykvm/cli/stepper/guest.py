@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pykvm.cli.stepper.look import Look
-from pykvm.cli.stepper.places import Watched
 from pykvm.devices.screen import COLUMNS, ROWS, Cell, Screen
 from pykvm.machine.output import Output
+from pykvm.observe.stepping import Watchpoint
 
 __all__ = ["Command", "Guest", "Standing"]
 
@@ -27,6 +27,7 @@ class Standing:
     """A guest that stands still: what all panes show, taken at one time.
 
     ``why`` it does is in words, and so is the ``report`` on a bad end; ``exits`` are the last ones, oldest first.
+    ``cpu`` is which CPU's registers these are, None if there is one alone.
     """
 
     look: Look
@@ -36,7 +37,8 @@ class Standing:
     screen: Screen = field(default_factory=_blank)
     exits: tuple[str, ...] = ()
     breakpoints: frozenset[int] = frozenset()
-    watched: tuple[Watched, ...] = ()
+    watchpoints: tuple[Watchpoint, ...] = ()
+    cpu: int | None = None
 
 
 class Guest(Protocol):
@@ -56,7 +58,10 @@ class Guest(Protocol):
         """Execute one instruction, and if it is a call, or repeats, all that belongs to it."""
 
     def back(self) -> None:
-        """Undo the last instruction."""
+        """Undo the last step, or all that was run at full speed since."""
+
+    def back_on(self) -> None:
+        """Go back to where a breakpoint is, or a watched write was, or as far as the history goes."""
 
     def go_on(self) -> None:
         """Run to the next breakpoint, watched access, or end."""
@@ -67,11 +72,14 @@ class Guest(Protocol):
     def toggle_breakpoint(self, address: int) -> None:
         """Set a breakpoint at linear ``address``, or take it away."""
 
-    def watch(self, watched: Watched) -> None:
-        """Stop at accesses to ``watched`` as well."""
+    def watch(self, watchpoint: Watchpoint) -> None:
+        """Stop at accesses to what ``watchpoint`` names as well."""
 
     def unwatch(self) -> None:
         """Watch nothing any more."""
+
+    def next_cpu(self) -> None:
+        """Look at the next CPU, and step that."""
 
     def interrupt(self) -> None:
         """Have the command under way end soon. From any thread; does nothing if there is none."""

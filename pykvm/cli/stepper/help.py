@@ -31,4 +31,4 @@ class HelpScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """Return the text, which scrolls if it is longer than the screen."""
         with VerticalScroll():
-            yield Static(help_text() + "\n\nEsc closes this help.", markup=False)
+            yield Static(help_text(), markup=False)

@@ -34,11 +34,13 @@ class Key:
 KEYS = (
     Key("s", "step", "step: execute one instruction", "step"),
     Key("n", "step_over", "step over: a call, or a repeated instruction, as one", "over"),
-    Key("b", "step_back", "back: undo the last instruction", "back"),
+    Key("b", "step_back", "back: undo the last step, or all of the last continue", "back"),
     Key("c", "go_on", "continue to a breakpoint, a watched access, or the end", "continue"),
     Key("r", "run_to_cursor", "run to the cursor", "to cursor"),
     Key("space", "toggle_breakpoint", "set a breakpoint at the cursor, or take it away", "break", "space"),
-    Key("w", "watch", "watch memory: PLACE [LENGTH] [w|rw]; nothing typed watches nothing any more", "watch"),
+    Key("w", "watch", "watch memory: PLACE [LENGTH] [r|w|rw]; nothing typed watches nothing any more", "watch"),
+    Key("B", "back_on", "go back to a breakpoint, before a watched write, or to the oldest step that is kept"),
+    Key("u", "next_cpu", "look at the next CPU, and step that"),
     Key("escape", "interrupt", "interrupt a guest that runs; Ctrl-C does too", "", "Esc"),
     Key("d", "toggle_source", "source or disassembly"),
     Key("f", "find_code", "put the cursor at an address"),
@@ -69,5 +71,7 @@ SIGNS = """\
 
 def help_text() -> str:
     """Return the help: all keys, and what the signs mean."""
-    rows = [f"{key.name:>6}  {key.help}" for key in (*KEYS, *MOVING)]
-    return "\n".join([*rows, "", SIGNS, "", PLACES])
+    keys = [(key.name, key.help) for key in (*KEYS, *MOVING) if not key.name.isdecimal()]
+    tabs = (f"1 to {len(TABS)}", f"show {', '.join(TABS)}")
+    rows = [f"{name:>6}  {text}" for name, text in (*keys, tabs)]
+    return "\n".join(["Esc closes this help; arrows scroll it.", *rows, "", SIGNS, "", PLACES])

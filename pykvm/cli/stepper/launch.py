@@ -59,7 +59,8 @@ def run_stepper(machine: Machine, image: Image, options: argparse.Namespace) -> 
     check_terminal()
     from pykvm.cli.stepper.stepped import SteppedGuest
 
-    return show(SteppedGuest(machine, image, options))
+    with SteppedGuest(machine, image, options) as guest:
+        return show(guest)
 
 
 def show(guest: Guest) -> int:

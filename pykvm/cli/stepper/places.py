@@ -10,16 +10,16 @@ before it is a symbol, for a symbol can be had by its address as well. Leaves ou
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from pykvm.boot.image import printable
 from pykvm.cli.stepper.look import ADDRESSES, Look
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Regs
 from pykvm.names import did_you_mean
-from pykvm.x86 import BreakpointKind
+from pykvm.observe.stepping import Access, Watchpoint
 
-__all__ = ["Watched", "parse_place", "parse_watch"]
+__all__ = ["parse_place", "parse_watch"]
 
 SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss")
 GENERAL = frozenset(field.name for field in fields(Regs))
@@ -30,16 +30,7 @@ PARTS = {
     for prefix, bits in (("e", 32), ("", 16))
 }
 TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)\s*")
-KINDS = {"w": BreakpointKind.WRITE, "rw": BreakpointKind.READ_WRITE}
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """``length`` bytes from linear ``address`` on that are to be watched for accesses of ``kind``."""
-
-    address: int
-    length: int
-    kind: BreakpointKind
+ACCESSES = {"r": Access.READ, "w": Access.WRITE, "rw": Access.ANY}
 
 
 def parse_place(text: str, look: Look) -> int:
@@ -57,15 +48,15 @@ def parse_place(text: str, look: Look) -> int:
     return (base + total) % ADDRESSES
 
 
-def parse_watch(text: str, look: Look) -> Watched:
-    """Return what ``PLACE [LENGTH] [w|rw]`` asks for: a byte and its writes, if nothing else is said.
+def parse_watch(text: str, look: Look) -> Watchpoint:
+    """Return what ``PLACE [LENGTH] [r|w|rw]`` asks for: a byte and its writes, if nothing else is said.
 
     Raises: ConfigurationError.
     """
     words = text.split()
-    kind = KINDS[words.pop().lower()] if len(words) > 1 and words[-1].lower() in KINDS else BreakpointKind.WRITE
+    access = ACCESSES[words.pop().lower()] if len(words) > 1 and words[-1].lower() in ACCESSES else Access.WRITE
     length = int(words.pop()) if len(words) > 1 and words[-1].isdecimal() and words[-2][-1] not in "+-:" else 1
-    return Watched(parse_place(" ".join(words), look), length, kind)
+    return Watchpoint(parse_place(" ".join(words), look), length, access)
 
 
 def _segment_base(segment: str, look: Look) -> int:

@@ -24,11 +24,11 @@ from pykvm.boot import Image
 from pykvm.boot.image import Segment, Symbol
 from pykvm.cli.stepper.guest import Standing
 from pykvm.cli.stepper.look import Look
-from pykvm.cli.stepper.places import Watched
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Regs, Sregs
 from pykvm.machine.output import Output
 from pykvm.memory import GuestMemory
+from pykvm.observe.stepping import Watchpoint
 from pykvm.units import Gpa, MiB
 from pykvm.x86 import CpuState, Mode, real_mode, set_up
 
@@ -92,7 +92,7 @@ class FakeGuest:
         self.report = ""
         self.printed = b""
         self.breakpoints: frozenset[int] = frozenset()
-        self.watched: tuple[Watched, ...] = ()
+        self.watchpoints: tuple[Watchpoint, ...] = ()
         self.done: list[str] = []
         self.interrupted = threading.Event()
 
@@ -105,7 +105,7 @@ class FakeGuest:
             Output(self.printed),
             exits=exits,
             breakpoints=self.breakpoints,
-            watched=self.watched,
+            watchpoints=self.watchpoints,
         )
 
     def step(self) -> None:
@@ -125,6 +125,13 @@ class FakeGuest:
             raise ConfigurationError("this is where the guest began")
         self.at -= 1
 
+    def back_on(self) -> None:
+        self.done.append("back_on")
+        self.at = 0
+
+    def next_cpu(self) -> None:
+        self.done.append("next_cpu")
+
     def go_on(self) -> None:
         self.done.append("go_on")
         self._run(self.breakpoints)
@@ -136,11 +143,11 @@ class FakeGuest:
     def toggle_breakpoint(self, address: int) -> None:
         self.breakpoints ^= {address}
 
-    def watch(self, watched: Watched) -> None:
-        self.watched += (watched,)
+    def watch(self, watchpoint: Watchpoint) -> None:
+        self.watchpoints += (watchpoint,)
 
     def unwatch(self) -> None:
-        self.watched = ()
+        self.watchpoints = ()
 
     def interrupt(self) -> None:
         self.interrupted.set()

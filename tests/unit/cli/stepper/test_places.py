@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.cli.stepper.places import Watched, parse_place, parse_watch
+from pykvm.cli.stepper.places import parse_place, parse_watch
 from pykvm.errors import ConfigurationError
 from pykvm.memory import GuestMemory
-from pykvm.x86 import BreakpointKind
+from pykvm.observe.stepping import Access, Watchpoint
 from tests.unit.cli.stepper.conftest import image_of, look_at, stepped
 
 
@@ -60,21 +60,22 @@ def test_what_is_no_address_is_named(text: str, why: str, memory: GuestMemory) -
 
 
 @pytest.mark.parametrize(
-    ("text", "address", "length", "kind"),
+    ("text", "address", "length", "access"),
     [
-        ("0x9000", 0x9000, 1, BreakpointKind.WRITE),
-        ("0x9000 4", 0x9000, 4, BreakpointKind.WRITE),
-        ("0x9000 rw", 0x9000, 1, BreakpointKind.READ_WRITE),
-        ("main + 4 8 RW", 0x8008, 8, BreakpointKind.READ_WRITE),
-        ("main + 4", 0x8008, 1, BreakpointKind.WRITE),
-        ("0x9000 w", 0x9000, 1, BreakpointKind.WRITE),
+        ("0x9000", 0x9000, 1, Access.WRITE),
+        ("0x9000 4", 0x9000, 4, Access.WRITE),
+        ("0x9000 rw", 0x9000, 1, Access.ANY),
+        ("main + 4 8 RW", 0x8008, 8, Access.ANY),
+        ("main + 4", 0x8008, 1, Access.WRITE),
+        ("0x9000 2 r", 0x9000, 2, Access.READ),
+        ("0x9000 w", 0x9000, 1, Access.WRITE),
     ],
 )
 def test_a_watch_says_where_how_long_and_for_what(
-    text: str, address: int, length: int, kind: BreakpointKind, memory: GuestMemory
+    text: str, address: int, length: int, access: Access, memory: GuestMemory
 ) -> None:
     look = look_at(memory, image=image_of([("main", 0x8004)]))
-    assert parse_watch(text, look) == Watched(address, length, kind)
+    assert parse_watch(text, look) == Watchpoint(address, length, access)
 
 
 @given(text=st.text(max_size=30))
