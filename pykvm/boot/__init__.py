@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pykvm.boot.elf import elf_image
     from pykvm.boot.flat import flat_image
     from pykvm.boot.image import Image, Segment, Symbol
-    from pykvm.boot.lines import source_line
+    from pykvm.boot.lines import LineTable, SourceLine, source_line
     from pykvm.boot.mptable import mp_table
     from pykvm.boot.protocol import BootModule, BootOptions, BootProtocol, Platform
 
@@ -38,8 +38,10 @@ __all__ = [
     "BundledGuest",
     "Expectation",
     "Image",
+    "LineTable",
     "Platform",
     "Segment",
+    "SourceLine",
     "Symbol",
     "acpi_tables",
     "assemble",
@@ -72,7 +74,7 @@ _HOMES = {
     "pykvm.boot.elf": ("elf_image",),
     "pykvm.boot.flat": ("flat_image",),
     "pykvm.boot.image": ("Image", "Segment", "Symbol"),
-    "pykvm.boot.lines": ("source_line",),
+    "pykvm.boot.lines": ("LineTable", "SourceLine", "source_line"),
     "pykvm.boot.protocol": ("BootModule", "BootOptions", "BootProtocol", "Platform"),
 }
 

@@ -57,7 +57,7 @@ def open_image(
     name = name or printable(os.fspath(path)) or "''"
     path = Path(path)
     source = Source(path, name, read_file(path, name), mode, load, entry, options or BootOptions())
-    return find_format(source, format).open(source)
+    return replace(find_format(source, format).open(source), folder=path.parent.absolute())
 
 
 def assemble(
@@ -87,15 +87,16 @@ def assemble(
     with tempfile.TemporaryDirectory(prefix="pykvm-") as scratch:
         output = Path(scratch) / "guest.elf"
         if isinstance(source, Path):
-            name = printable(str(source))
+            name, text, folder = printable(str(source)), "", source.parent.absolute()
             read_file(source, name)
             built = build_source(source, output, mode=wanted, load=load, include=folders)
         else:
-            name = TEXT_NAME
+            name, text, folder = TEXT_NAME, source, None
             _check_text(source)
             built = build_text(source, output, mode=wanted, load=load, include=folders)
         data = read_file(output, name)
-    return image_of(data, name=name, mode=Mode(built), entry=entry)
+    image = image_of(data, name=name, mode=Mode(built), entry=entry)
+    return replace(image, folder=folder, source=text)
 
 
 def image_of(elf: bytes, *, name: str, mode: Mode, entry: int | str | None = None) -> Image:

@@ -18,7 +18,9 @@ from pykvm.units import MiB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from pykvm.boot.lines import LineTable
     from pykvm.boot.protocol import BootProtocol
     from pykvm.memory import GuestMemory
     from pykvm.units import Gpa
@@ -63,7 +65,8 @@ class Image:
     ``name`` is for messages, ``entry`` the linear address of the first instruction, ``mode`` what the CPU is to be in
     there, ``symbols`` are sorted by address, ``format`` says what the image was made from ("ELF64", "flat binary"),
     ``elf`` is the file itself if it was an ELF, for its debugging information, and ``protocol`` says what the guest
-    finds when it starts, if that is more than a mode.
+    finds when it starts, if that is more than a mode. ``folder`` is where sources with relative names are, ``source``
+    the assembly text of a guest that has no file.
 
     Raises: ImageError if the segments overlap, leave the 52-bit address space, or do not hold the entry.
     """
@@ -76,6 +79,9 @@ class Image:
     format: str = ""
     elf: bytes = field(default=b"", repr=False, compare=False)
     protocol: BootProtocol | None = field(default=None, compare=False)
+    folder: Path | None = field(default=None, repr=False, compare=False)
+    source: str = field(default="", repr=False, compare=False)
+    _lines: LineTable | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.segments:
@@ -90,6 +96,16 @@ class Image:
                 f"{self.name}: the entry {self.entry:#x} is in none of its segments ({_list(self.segments)}): "
                 "give another entry"
             )
+
+    @property
+    def lines(self) -> LineTable:
+        """Return the table of source lines, which is read when it is first asked for."""
+        from pykvm.boot.lines import LineTable
+
+        if self._lines is None:
+            object.__setattr__(self, "_lines", LineTable.of(self))
+        assert self._lines is not None
+        return self._lines
 
     def load(self, memory: GuestMemory) -> None:
         """Write all segments into ``memory``; what follows a segment's data is zeroed.

@@ -27,7 +27,7 @@ import textwrap
 import tokenize
 import warnings
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -112,7 +112,7 @@ class Assembler:
             data = (self._folder / key).read_bytes()
             elf = data[DIGEST:]
             intact = hashlib.sha256(elf).digest() == data[:DIGEST]
-            return image_of(elf, name=TEXT_NAME, mode=mode) if intact else None
+            return replace(image_of(elf, name=TEXT_NAME, mode=mode), source=text) if intact else None
         except (OSError, ImageError):
             return None
 
