@@ -22,11 +22,13 @@ class ExitLog:
     def __init__(self, position: Callable[[], int]) -> None:
         self._position = position
         self._exits: deque[tuple[int, int, Exit]] = deque(maxlen=MOST)
+        self.count = 0  # of all that happened and are not undone
 
     def exit(self, vcpu: int, exit: Exit) -> None:
         """Keep ``exit``."""
         if not isinstance(exit, Debug | Intr):
             self._exits.append((self._position() + 1, vcpu, exit))
+            self.count += 1
 
     def tick(self) -> None:
         """Do nothing."""
@@ -35,6 +37,7 @@ class ExitLog:
         """Forget what came after ``position`` steps."""
         while self._exits and self._exits[-1][0] > position:
             self._exits.pop()
+            self.count -= 1
 
     def lines(self) -> tuple[str, ...]:
         """Return a line for each exit, oldest first: the step, the CPU, and what it was."""

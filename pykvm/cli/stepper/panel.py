@@ -16,11 +16,11 @@ from pykvm.cli.stepper.pages import walk_rows
 from pykvm.cli.stepper.panes import CodePane, MemoryPane, Pane, RowsPane, ScreenPane
 from pykvm.cli.stepper.registers import register_rows
 from pykvm.cli.stepper.rows import Kind, Row, row
-from pykvm.cli.stepper.texts import output_rows, paragraph_rows
+from pykvm.cli.stepper.texts import output_rows, report_rows
 
 __all__ = ["Panel"]
 
-WIDE, NARROW = 44, 34  # columns of the registers, in 64-bit code and in other code
+WIDE, NARROW = 44, 31  # columns of the registers, in 64-bit code and in other code
 
 
 class Panel(Vertical):
@@ -33,8 +33,8 @@ class Panel(Vertical):
     Panel Pane { text-wrap: nowrap; text-overflow: clip; height: 100%; }
     Panel #upper Pane { border-top: solid $primary; }
     Panel #upper Pane:focus { border-top: double $accent; }
-    Panel #code { width: 1fr; }
-    Panel #registers { width: 34; max-width: 60%; }
+    Panel #code { width: 1fr; padding-right: 1; }
+    Panel #registers { width: 31; max-width: 60%; }
     """
 
     def __init__(self) -> None:
@@ -125,4 +125,4 @@ def _serial_rows(standing: Standing, width: int) -> list[Row]:
 
 
 def _report_rows(standing: Standing, width: int) -> list[Row]:
-    return paragraph_rows(standing.report, width) if standing.report else [row("no crash so far", Kind.FAINT)]
+    return report_rows(standing.report, width) if standing.report else [row("no crash so far", Kind.FAINT)]

@@ -59,12 +59,12 @@ def _register(look: Look, name: str) -> Piece:
 
 def _flags(look: Look) -> list[Row]:
     value = look.regs.rflags
-    rows: list[Row] = [(_marked(look, f"flags {value:x} {describe(Rflags, value)}", lambda regs, sregs: regs.rflags),)]
-    if look.earlier is not None:
-        turned = value ^ look.earlier[0].rflags
-        names = [f"{'+' if value & flag.value else '-'}{flag.name}" for flag in Rflags if turned & flag.value]
-        rows += [((f"  turned {' '.join(names)}", Kind.CHANGED),)] if names else []
-    return rows
+    earlier = value if look.earlier is None else look.earlier[0].rflags
+    turned = [f"{'+' if value & flag.value else '-'}{flag.name}" for flag in Rflags if (value ^ earlier) & flag.value]
+    return [
+        (_marked(look, f"flags {value:x} {describe(Rflags, value)}", lambda regs, sregs: regs.rflags),),
+        row(f"  turned {' '.join(turned)}", Kind.CHANGED) if turned else row(""),  # what is below stays in its place
+    ]
 
 
 def _segments(look: Look, names: tuple[str, ...]) -> Row:

@@ -8,7 +8,10 @@ guest stands where it does, and what its registers were when it was last looked 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import threading
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -43,6 +46,7 @@ class SteppedGuest:
         self._breakpoints: frozenset[int] = frozenset()
         self._watchpoints: tuple[Watchpoint, ...] = ()
         self._stop: Stop | None = None  # why the guest cannot go on
+        self._duration = 0.0  # seconds that all commands took
         self._why = "before the first instruction"
         self._looked: tuple[tuple[int, int], tuple[Regs, Sregs]] | None = None  # where, and at what
         self._earlier: tuple[Regs, Sregs] | None = None
@@ -51,7 +55,7 @@ class SteppedGuest:
 
     def stand(self) -> Standing:
         """Return what there is to see."""
-        result = self._machine.result(self._stop or Stopped(), cpu=self._cpu)
+        result = self._machine.result(self._stop or Stopped(), self._log.count, self._duration, self._cpu)
         with self._machine.lock:
             screen = self._machine.screen.snapshot()
         return Standing(
@@ -79,51 +83,51 @@ class SteppedGuest:
 
     def step(self) -> None:
         """Execute one instruction."""
-        self._begin()
-        step = self._stepper.step(self._cpu, should_stop=self._interrupted.is_set)
+        with self._going():
+            step = self._stepper.step(self._cpu, should_stop=self._interrupted.is_set)
         self._stop, self._why = step.stop, stepped(step)
 
     def step_over(self) -> None:
         """Execute one instruction, and if it is a call, or an interrupt comes, all until that returns."""
-        self._begin()
-        self._arrive(
-            self._stepper.step_over(
+        with self._going():
+            arrival = self._stepper.step_over(
                 self._cpu,
                 breakpoints=self._breakpoints,
                 watchpoints=self._watchpoints,
                 should_stop=self._interrupted.is_set,
             )
-        )
+        self._arrive(arrival)
 
     def go_on(self) -> None:
         """Run to the next breakpoint, watched access, or end."""
-        self._begin()
-        self._arrive(
-            self._stepper.continue_(
-                self._breakpoints,
-                self._watchpoints,
-                timeout=self._timeout,
-                should_stop=self._interrupted.is_set,
+        with self._going():
+            arrival = self._stepper.continue_(
+                self._breakpoints, self._watchpoints, timeout=self._timeout, should_stop=self._interrupted.is_set
             )
-        )
+        self._arrive(arrival)
 
     def run_to(self, address: int) -> None:
         """Run to the instruction at linear ``address``, or wherever ``go_on`` would stop."""
-        self._begin()
-        self._arrive(
-            self._stepper.run_to(
+        with self._going():
+            arrival = self._stepper.run_to(
                 address,
                 self._cpu,
                 breakpoints=self._breakpoints,
                 watchpoints=self._watchpoints,
                 should_stop=self._interrupted.is_set,
             )
-        )
+        self._arrive(arrival)
 
-    def _begin(self) -> None:
-        self._interrupted.clear()
+    @contextlib.contextmanager
+    def _going(self) -> Iterator[None]:
         if self._stop is not None:
             raise ConfigurationError(f"the guest cannot go on ({self._stop}): b goes back")
+        self._interrupted.clear()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._duration += time.monotonic() - began
 
     def _arrive(self, arrival: Arrival) -> None:
         self._cpu, self._stop, self._why = arrival.cpu, arrival.stop, arrived(arrival)

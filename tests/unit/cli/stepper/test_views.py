@@ -10,7 +10,7 @@ from pykvm.cli.stepper.memory import MemoryView
 from pykvm.cli.stepper.pages import walk_rows
 from pykvm.cli.stepper.registers import register_rows
 from pykvm.cli.stepper.rows import Kind, fit, plain, row
-from pykvm.cli.stepper.texts import MOST, output_rows
+from pykvm.cli.stepper.texts import MOST, output_rows, report_rows
 from pykvm.memory import GuestMemory
 from pykvm.units import MiB
 from pykvm.x86 import Mode, Rflags
@@ -241,3 +241,14 @@ def test_of_much_output_the_end_is_shown_and_the_rest_is_counted() -> None:
     shown = lines(output_rows(b"x\n" * MOST, 5, 80))
     assert shown[0] == f"... {MOST + 5} bytes before"
     assert len(shown) == MOST // 2 + 1
+
+
+def test_a_report_goes_on_under_its_text_and_holds_nothing_that_a_terminal_obeys() -> None:
+    report = "the guest crashed\n\n  likely cause   no IDT was loaded\x1b[2J"
+    assert lines(report_rows(report, 30)) == [
+        "the guest crashed",
+        "",
+        "  likely cause   no IDT was",
+        "               loaded^[[2J",
+    ]
+    assert report_rows(report, 1)
