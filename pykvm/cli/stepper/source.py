@@ -56,6 +56,7 @@ class SourceView:
         source = table.source(self.file)
         if not self._top <= self.cursor < self._top + height:
             self._top = max(1, self.cursor - height // 3)
+        self._top = max(1, min(self._top, len(source) + 1 - height))
         here = table.find(look.rip)
         stops = {table.find(address) for address in breakpoints}
         return [
