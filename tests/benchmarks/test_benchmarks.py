@@ -18,3 +18,12 @@ def test_the_restore_benchmark_runs_and_prints_its_figures() -> None:
     assert re.search(r"^restore, 16 pages +[\d.]+ us +[\d,]+ a second$", ran.stdout, re.MULTILINE)
     assert re.search(r"^its ioctls in C +[\d.]+ us$", ran.stdout, re.MULTILINE)
     assert re.search(r"^ratio +[\d.]+ ", ran.stdout, re.MULTILINE)
+
+
+@pytest.mark.kvm
+def test_the_benchmark_of_looking_on_runs_and_prints_its_figures() -> None:
+    script = Path(__file__).with_name("bench_stats.py")
+    command = [sys.executable, str(script), "--turns", "1"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    lines = re.findall(r"^(.{12}) *[\d.]+ us an exit +[+-][\d.]+ us, ratio [\d.]+ to ", ran.stdout, re.MULTILINE)
+    assert [line.strip() for line in lines] == ["statistics", "ioctls", "Vcpu.run"]
