@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pykvm._shim import ffi, lib
 from pykvm.errors import MalformedExitError
 from pykvm.kvm.constants import ExitReason, InternalErrorSuberror
+from pykvm.markup import record
 from pykvm.units import Gpa
 
 if TYPE_CHECKING:
@@ -57,8 +58,17 @@ __all__ = [
 ]
 
 
+class _Exit:
+    # What notebooks show of every exit: its fields, and the kernel's name for it.
+    __slots__ = ()
+    reason: ClassVar[ExitReason]
+
+    def _repr_html_(self) -> str:
+        return record(self, f"{type(self).__name__} (KVM_EXIT_{self.reason.name})")
+
+
 @dataclass(frozen=True, slots=True)
-class IoIn:
+class IoIn(_Exit):
     """KVM_EXIT_IO, direction in: the guest waits for ``size * count`` bytes from ``port``.
 
     ``size`` is 1, 2 or 4 bytes; ``count`` is above 1 for string instructions (``rep ins``), every item from the same
@@ -72,7 +82,7 @@ class IoIn:
 
 
 @dataclass(frozen=True, slots=True)
-class IoOut:
+class IoOut(_Exit):
     """KVM_EXIT_IO, direction out: the guest wrote ``count`` items of ``size`` bytes, little-endian, to ``port``.
 
     ``data`` has ``size * count`` bytes. KVM gives every field; the defaults are for tests that write exits down.
@@ -86,7 +96,7 @@ class IoOut:
 
 
 @dataclass(frozen=True, slots=True)
-class MmioRead:
+class MmioRead(_Exit):
     """KVM_EXIT_MMIO, a read of ``size`` bytes (1 to 8) at ``address``, where no memory slot is."""
 
     reason: ClassVar[ExitReason] = ExitReason.MMIO
@@ -95,7 +105,7 @@ class MmioRead:
 
 
 @dataclass(frozen=True, slots=True)
-class MmioWrite:
+class MmioWrite(_Exit):
     """KVM_EXIT_MMIO, a write of 1 to 8 bytes, little-endian, where no memory slot is or a read-only one."""
 
     reason: ClassVar[ExitReason] = ExitReason.MMIO
@@ -109,21 +119,21 @@ class MmioWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Hlt:
+class Hlt(_Exit):
     """KVM_EXIT_HLT: the guest executed HLT, and there is no interrupt controller in the kernel to wait with."""
 
     reason: ClassVar[ExitReason] = ExitReason.HLT
 
 
 @dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(_Exit):
     """KVM_EXIT_SHUTDOWN: a triple fault; a PC would reset (SDM volume 3, section 6.15, "Double Fault")."""
 
     reason: ClassVar[ExitReason] = ExitReason.SHUTDOWN
 
 
 @dataclass(frozen=True, slots=True)
-class FailEntry:
+class FailEntry(_Exit):
     """KVM_EXIT_FAIL_ENTRY: the processor refused the guest state.
 
     ``hardware_entry_failure_reason`` is VT-x's exit reason with bit 31 set (SDM volume 3, section 27.8), or AMD-V's
@@ -136,7 +146,7 @@ class FailEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class InternalError:
+class InternalError(_Exit):
     """KVM_EXIT_INTERNAL_ERROR: KVM itself cannot go on.
 
     ``suberror`` is a KVM_INTERNAL_ERROR_*, ``data`` the kernel's 64-bit words. For suberror EMULATION, ``flags`` and
@@ -151,7 +161,7 @@ class InternalError:
 
 
 @dataclass(frozen=True, slots=True)
-class Debug:
+class Debug(_Exit):
     """KVM_EXIT_DEBUG: a breakpoint, watchpoint or step of KVM_SET_GUEST_DEBUG; ``pc`` is a linear address."""
 
     reason: ClassVar[ExitReason] = ExitReason.DEBUG
@@ -162,7 +172,7 @@ class Debug:
 
 
 @dataclass(frozen=True, slots=True)
-class ExceptionExit:
+class ExceptionExit(_Exit):
     """KVM_EXIT_EXCEPTION: an exception came to user space (not used by today's x86 kernels)."""
 
     reason: ClassVar[ExitReason] = ExitReason.EXCEPTION
@@ -171,7 +181,7 @@ class ExceptionExit:
 
 
 @dataclass(frozen=True, slots=True)
-class Hypercall:
+class Hypercall(_Exit):
     """KVM_EXIT_HYPERCALL: the guest called ``nr`` with six ``args``; answer with 8 bytes, its RAX."""
 
     reason: ClassVar[ExitReason] = ExitReason.HYPERCALL
@@ -181,21 +191,21 @@ class Hypercall:
 
 
 @dataclass(frozen=True, slots=True)
-class IrqWindowOpen:
+class IrqWindowOpen(_Exit):
     """KVM_EXIT_IRQ_WINDOW_OPEN: the guest can take an interrupt now, as ``request_interrupt_window`` asked."""
 
     reason: ClassVar[ExitReason] = ExitReason.IRQ_WINDOW_OPEN
 
 
 @dataclass(frozen=True, slots=True)
-class SetTpr:
+class SetTpr(_Exit):
     """KVM_EXIT_SET_TPR: the guest lowered CR8, its task priority."""
 
     reason: ClassVar[ExitReason] = ExitReason.SET_TPR
 
 
 @dataclass(frozen=True, slots=True)
-class TprAccess:
+class TprAccess(_Exit):
     """KVM_EXIT_TPR_ACCESS: the instruction at ``rip`` accessed the local APIC's task priority."""
 
     reason: ClassVar[ExitReason] = ExitReason.TPR_ACCESS
@@ -204,7 +214,7 @@ class TprAccess:
 
 
 @dataclass(frozen=True, slots=True)
-class SystemEvent:
+class SystemEvent(_Exit):
     """KVM_EXIT_SYSTEM_EVENT: shutdown, reset, crash ...; ``type`` is a KVM_SYSTEM_EVENT_*."""
 
     reason: ClassVar[ExitReason] = ExitReason.SYSTEM_EVENT
@@ -213,7 +223,7 @@ class SystemEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class IoapicEoi:
+class IoapicEoi(_Exit):
     """KVM_EXIT_IOAPIC_EOI: with a split irqchip, the guest ended the level-triggered interrupt ``vector``."""
 
     reason: ClassVar[ExitReason] = ExitReason.IOAPIC_EOI
@@ -221,7 +231,7 @@ class IoapicEoi:
 
 
 @dataclass(frozen=True, slots=True)
-class Rdmsr:
+class Rdmsr(_Exit):
     """KVM_EXIT_X86_RDMSR: answer with 8 bytes, or refuse, and the guest takes #GP.
 
     ``msr_reason`` is a set of KVM_MSR_EXIT_REASON_* bits.
@@ -233,7 +243,7 @@ class Rdmsr:
 
 
 @dataclass(frozen=True, slots=True)
-class Wrmsr:
+class Wrmsr(_Exit):
     """KVM_EXIT_X86_WRMSR: the guest writes ``data`` to MSR ``index``; run on to accept, or refuse: #GP."""
 
     reason: ClassVar[ExitReason] = ExitReason.X86_WRMSR
@@ -243,14 +253,14 @@ class Wrmsr:
 
 
 @dataclass(frozen=True, slots=True)
-class BusLock:
+class BusLock(_Exit):
     """KVM_EXIT_X86_BUS_LOCK: the guest locked the whole bus, and was asked to be caught doing so."""
 
     reason: ClassVar[ExitReason] = ExitReason.X86_BUS_LOCK
 
 
 @dataclass(frozen=True, slots=True)
-class Notify:
+class Notify(_Exit):
     """KVM_EXIT_NOTIFY: no window for events opened for too long; ``flags`` may say the context is lost."""
 
     reason: ClassVar[ExitReason] = ExitReason.NOTIFY
@@ -258,14 +268,14 @@ class Notify:
 
 
 @dataclass(frozen=True, slots=True)
-class DirtyRingFull:
+class DirtyRingFull(_Exit):
     """KVM_EXIT_DIRTY_RING_FULL: collect the dirty ring before running on."""
 
     reason: ClassVar[ExitReason] = ExitReason.DIRTY_RING_FULL
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryFault:
+class MemoryFault(_Exit):
     """KVM_EXIT_MEMORY_FAULT: KVM could not map ``size`` bytes at ``gpa``; KVM_RUN itself failed with EFAULT."""
 
     reason: ClassVar[ExitReason] = ExitReason.MEMORY_FAULT
@@ -275,21 +285,21 @@ class MemoryFault:
 
 
 @dataclass(frozen=True, slots=True)
-class Intr:
+class Intr(_Exit):
     """KVM_EXIT_INTR: a signal, a tick or a kick took the vCPU out of the guest; nothing happened inside."""
 
     reason: ClassVar[ExitReason] = ExitReason.INTR
 
 
 @dataclass(frozen=True, slots=True)
-class Nmi:
+class Nmi(_Exit):
     """KVM_EXIT_NMI: a non-maskable interrupt of the host."""
 
     reason: ClassVar[ExitReason] = ExitReason.NMI
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(_Exit):
     """Any other exit: ``exit_reason`` as a number, and the hardware's own reason for KVM_EXIT_UNKNOWN."""
 
     reason: ClassVar[ExitReason] = ExitReason.UNKNOWN

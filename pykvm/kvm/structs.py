@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
+from pykvm.markup import Record, facts, grid, stacked, table
+
 if TYPE_CHECKING:
     from pykvm._shim import CData
 
@@ -65,9 +67,12 @@ class Regs:
     rip: int = 0
     rflags: int = 0x2  # bit 1 is always set (SDM volume 1, section 3.4.3)
 
+    def _repr_html_(self) -> str:
+        return grid([(each.name, getattr(self, each.name)) for each in fields(self)], 4, "registers")
+
 
 @dataclass(slots=True)
-class Segment:
+class Segment(Record):
     """``struct kvm_segment``: a segment register with its hidden part (SDM volume 3, section 3.4.3).
 
     ``base`` is a linear address, ``limit`` the offset of the last byte, in bytes even when ``g`` is set; the
@@ -89,7 +94,7 @@ class Segment:
 
 
 @dataclass(slots=True)
-class DescriptorTable:
+class DescriptorTable(Record):
     """``struct kvm_dtable``: GDTR or IDTR. ``base`` is a linear address, ``limit`` the size in bytes less one."""
 
     base: int = 0
@@ -119,6 +124,20 @@ class Sregs:
     apic_base: int = 0
     interrupt_bitmap: tuple[int, ...] = (0, 0, 0, 0)
 
+    def _repr_html_(self) -> str:
+        registers = {each.name: getattr(self, each.name) for each in fields(self)}
+        segments = {name: value for name, value in registers.items() if isinstance(value, Segment)}
+        tables = {name: value for name, value in registers.items() if isinstance(value, DescriptorTable)}
+        rest = [(name, value) for name, value in registers.items() if name not in segments.keys() | tables.keys()]
+        head = [each.name for each in fields(Segment)]
+        rows = [(name, *(getattr(segment, each) for each in head)) for name, segment in segments.items()]
+        dtables = [(name, value.base, value.limit) for name, value in tables.items()]
+        return stacked(
+            table(["", *head], rows, "segment registers"),
+            table(["", "base", "limit"], dtables, "descriptor tables"),
+            facts(rest, "control registers"),
+        )
+
 
 @dataclass(slots=True)
 class Fpu:
@@ -136,7 +155,7 @@ class Fpu:
 
 
 @dataclass(slots=True)
-class DebugRegs:
+class DebugRegs(Record):
     """``struct kvm_debugregs``: DR0 to DR3 in ``db``, DR6 and DR7 (SDM volume 3, section 17.2)."""
 
     db: tuple[int, ...] = (0, 0, 0, 0)
@@ -193,7 +212,7 @@ class TripleFaultEvent:
 
 
 @dataclass(slots=True)
-class VcpuEvents:
+class VcpuEvents(Record):
     """``struct kvm_vcpu_events``: what is injected, pending or masked. ``flags`` says which parts are valid."""
 
     exception: ExceptionEvent = field(default_factory=ExceptionEvent)
@@ -231,7 +250,7 @@ class Xcr:
 
 
 @dataclass(frozen=True, slots=True)
-class CpuidEntry:
+class CpuidEntry(Record):
     """``struct kvm_cpuid_entry2``: the answer of CPUID for a leaf (``function``) and subleaf (``index``)."""
 
     function: int
@@ -244,7 +263,7 @@ class CpuidEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Translation:
+class Translation(Record):
     """``struct kvm_translation``: KVM's own page walk. Only ``physical_address`` and ``valid`` are filled in on x86.
 
     ``linear_address`` is a Gva, ``physical_address`` a Gpa; ``writeable`` and ``usermode`` are always 1 and 0.

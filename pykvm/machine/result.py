@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pykvm.kvm import Exit, Regs, Sregs
+from pykvm.machine.observer import describe_exit
 from pykvm.machine.output import Output
 from pykvm.machine.stop import DebugExitWritten, Stop, exit_status
+from pykvm.markup import facts, folded, preformatted, stacked, table
+from pykvm.x86.registers import registers_html
 
 __all__ = ["CpuResult", "RunResult"]
 
@@ -29,6 +33,9 @@ class CpuResult:
         what = self.activity if self.stop is None else str(self.stop)
         return f"CPU {self.id}: {what}, RIP {self.registers.rip:#x}"
 
+    def _repr_html_(self) -> str:
+        return stacked(facts([("CPU", str(self))]), registers_html(self.registers, self.sregs))
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -49,6 +56,22 @@ class RunResult:
     last_exits: tuple[Exit, ...]
     duration: float
     report: str
+
+    def _repr_html_(self) -> str:
+        exits = [(describe_exit(exit),) for exit in self.last_exits]
+        parts = [facts(self._facts(), "run"), folded("last exits", table(["exit"], exits))]
+        parts += [folded(str(cpu), registers_html(cpu.registers, cpu.sregs)) for cpu in self.cpus]
+        return stacked(*parts, *([folded("report", preformatted(self.report))] if self.report else []))
+
+    def _facts(self) -> Iterator[tuple[str, object]]:
+        yield "stop", str(self.stop)
+        if self.exit_code is not None:
+            yield "exit code", str(self.exit_code)
+        for name, output in (("serial", self.serial), ("debugcon", self.debugcon)):
+            if output.data:
+                yield name, preformatted(output.text)
+        yield "exits", str(self.exits)
+        yield "duration", f"{self.duration * 1e3:.3g} ms"
 
     @property
     def registers(self) -> Regs:

@@ -26,6 +26,7 @@ from pykvm.machine.control import Requests
 from pykvm.machine.interrupts import Levels
 from pykvm.machine.output import Output
 from pykvm.machine.stop import DebugExitWritten, PoweredOff, ResetRequested, Stop
+from pykvm.markup import facts
 from pykvm.memory.pages import PageImage
 
 __all__ = ["Shape", "Situation", "Snapshot"]
@@ -94,6 +95,19 @@ class Snapshot:
     devices: Mapping[str, State] = field(repr=False)
     situation: Situation = field(repr=False)
     image: Image | None = field(default=None, repr=False)
+
+    def _repr_html_(self) -> str:
+        return facts(
+            [
+                ("time", f"{self.situation.time / 1e9:.6f} s"),
+                ("CPUs", str(self.shape.cpus)),
+                ("memory", ", ".join(self.shape.memory)),
+                ("pages kept", str(len(self.memory))),
+                ("devices", ", ".join(self.shape.devices)),
+                ("serial", f"{len(self.situation.serial.data)} bytes"),
+            ],
+            "snapshot",
+        )
 
     def save(self, path: str | Path) -> None:
         """Write this to a file, in the place of whatever is there, all or nothing: see ``snapshot_file``.

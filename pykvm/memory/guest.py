@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from pykvm.errors import ClosedError, GuestMemoryError, InUseError
+from pykvm.markup import table
 from pykvm.memory import layout
 from pykvm.units import PAGE_SIZE, Gpa, align_down, align_up, format_size, is_aligned, parse_size
 
@@ -116,6 +117,10 @@ class GuestMemory:
     def regions(self) -> tuple[Region, ...]:
         """Return the regions, lowest address first."""
         return tuple(self._regions)
+
+    def _repr_html_(self) -> str:
+        rows = [(each.gpa, each.end - 1, format_size(each.size), each.name, each.kind.value) for each in self._regions]
+        return table(["first byte", "last byte", "size", "name", "kind"], rows, "guest-physical memory")
 
     def find(self, gpa: int) -> Region | None:
         """Return the region that holds ``gpa``, or None for a hole."""

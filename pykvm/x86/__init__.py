@@ -53,7 +53,7 @@ from pykvm.x86.segments import (
     real_mode_segment,
     task_segment,
 )
-from pykvm.x86.walk import Level, Mapping, Walk, dump, mappings, walk
+from pykvm.x86.walk import Level, Mapping, PageMap, Walk, dump, mappings, page_map, walk
 
 __all__ = [
     "EXCEPTIONS",
@@ -83,6 +83,7 @@ __all__ = [
     "Mode",
     "Msr",
     "PageFaultCode",
+    "PageMap",
     "PageTables",
     "Paging",
     "PagingMode",
@@ -116,6 +117,7 @@ __all__ = [
     "mappings",
     "msr_name",
     "pae_mode",
+    "page_map",
     "paged_mode",
     "parse_msr",
     "protected_mode",

@@ -15,6 +15,7 @@ from itertools import chain
 
 from pykvm.errors import ConfigurationError
 from pykvm.kvm.structs import CpuidEntry
+from pykvm.markup import facts, folded, stacked, table
 from pykvm.x86.cpuid_features import KVM_FEATURES, feature_names, find_feature
 from pykvm.x86.cpuid_topology import topology_changes
 from pykvm.x86.cpuid_words import family, letters, meaning, model
@@ -68,6 +69,18 @@ class Cpuid:
 
     def __init__(self, entries: Iterable[CpuidEntry]) -> None:
         self._entries: Mapping[tuple[int, int], CpuidEntry] = _by_place(entries)
+
+    def _repr_html_(self) -> str:
+        words = ("vendor", "brand", "family", "model", "stepping", "hypervisor")
+        features = " ".join(name for entry in self.entries for name in feature_names(entry))
+        rows = [
+            (entry.function, entry.index, *(f"{getattr(entry, register):#010x}" for register in REGISTERS))
+            for entry in self.entries
+        ]
+        return stacked(
+            facts([*((word, str(getattr(self, word))) for word in words), ("features", features)], "CPUID"),
+            folded(f"{len(rows)} entries", table(["leaf", "subleaf", *REGISTERS], rows)),
+        )
 
     # ---- asking ----
 

@@ -182,6 +182,11 @@ class PageTables:
         """Return the value for CR3."""
         return self.root
 
+    def _repr_html_(self) -> str:
+        from pykvm.x86.walk import page_map
+
+        return page_map(self._memory, Paging(self.mode, self.root))._repr_html_()
+
     def map(
         self,
         gva: int,

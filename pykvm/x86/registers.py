@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from enum import KEEP, Flag
 
 from pykvm.kvm.structs import DescriptorTable, Regs, Segment, Sregs
+from pykvm.markup import Markup, grid, stacked, table
 
 __all__ = [
     "ApicBase",
@@ -25,6 +26,7 @@ __all__ = [
     "Rflags",
     "describe",
     "format_registers",
+    "registers_html",
 ]
 
 
@@ -282,6 +284,20 @@ def format_registers(regs: Regs, sregs: Sregs) -> str:
     segments = [[name, *_segment(getattr(sregs, name))] for name in _SEGMENTS]
     tables = [["gdt", *_table(sregs.gdt)], ["idt", *_table(sregs.idt)]]
     return "\n".join([" ".join(rip), *_columns(general), *_columns(control), *_columns(segments + tables)])
+
+
+def registers_html(regs: Regs, sregs: Sregs) -> Markup:
+    """Return all registers as tables for a notebook, flags by name."""
+    names = [name for row in _GENERAL for name in row]
+    rflags = [("rip", f"{regs.rip:#x}", ""), ("rflags", f"{regs.rflags:#x}", describe(Rflags, regs.rflags))]
+    control = [(name, *_control(kind, getattr(sregs, name))) for name, kind in _CONTROL]
+    segments = [(name, *_segment(getattr(sregs, name))) for name in _SEGMENTS]
+    tables = [("gdt", *_table(sregs.gdt)), ("idt", *_table(sregs.idt))]
+    return stacked(
+        grid([(name, getattr(regs, name)) for name in names], 4, "general registers"),
+        table(["register", "value", "flags"], [*rflags, *control], "control registers"),
+        table(["register", "selector", "base", "limit", "kind"], [*segments, *tables], "segments"),
+    )
 
 
 def _control(kind: type[Flag] | None, value: int) -> list[str]:

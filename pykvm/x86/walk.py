@@ -10,13 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from pykvm.errors import GuestMemoryError
+from pykvm.markup import preformatted, table
 from pykvm.memory import GuestMemory
 from pykvm.units import Gpa, format_size
 from pykvm.x86.paging import LevelFormat, Paging, PagingMode, Pte
 
-__all__ = ["Level", "Mapping", "Walk", "dump", "is_page", "mappings", "page_address", "reserved_bits", "walk"]
+__all__ = [
+    "Level",
+    "Mapping",
+    "PageMap",
+    "Walk",
+    "dump",
+    "is_page",
+    "mappings",
+    "page_address",
+    "page_map",
+    "reserved_bits",
+    "walk",
+]
 
 ADDRESS_MASK = 0x000F_FFFF_FFFF_F000  # bits 51:12
 
@@ -64,6 +78,11 @@ class Walk:
         end = f"not mapped: {self.reason}" if self.gpa is None else f"gpa {self.gpa:#x}"
         return " -> ".join([f"{self.gva:#x}", *map(str, self.levels), end])
 
+    def _repr_html_(self) -> str:
+        end = f"is not mapped: {self.reason}" if self.gpa is None else f"is guest-physical {self.gpa:#x}"
+        rows = [(each.name, str(each.index), each.entry_gpa, each.entry, _flags(each.entry)) for each in self.levels]
+        return table(["table", "index", "entry at", "entry", "flags"], rows, f"linear {self.gva:#x} {end}")
+
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
@@ -77,11 +96,39 @@ class Mapping:
     user: bool
     executable: bool
 
-    def __str__(self) -> str:
-        rights = f"R{'W' if self.writable else '-'}{'X' if self.executable else '-'}"
-        page = _short_size(self.page_size)
+    @property
+    def rights(self) -> str:
+        """Return who may do what: ``"RW- user"``."""
         who = "user" if self.user else "supervisor"
-        return f"{self.gva:#x}-{self.gva + self.size - 1:#x} -> {self.gpa:#x} {page} {rights} {who}"
+        return f"R{'W' if self.writable else '-'}{'X' if self.executable else '-'} {who}"
+
+    def __str__(self) -> str:
+        page = _short_size(self.page_size)
+        return f"{self.gva:#x}-{self.gva + self.size - 1:#x} -> {self.gpa:#x} {page} {self.rights}"
+
+
+@dataclass(frozen=True, slots=True)
+class PageMap:
+    """Where all linear addresses lead, lowest first; ``complete`` is False if there are more than ``MOST_RANGES``."""
+
+    mode: PagingMode
+    ranges: tuple[Mapping, ...]
+    complete: bool = True
+
+    def __str__(self) -> str:
+        if self.mode is PagingMode.NONE:
+            return "no paging: linear addresses are physical addresses"
+        more = [] if self.complete else [f"... more than {MOST_RANGES} ranges"]
+        return "\n".join([*map(str, self.ranges), *more]) or f"{self.mode.value}, and nothing is mapped"
+
+    def _repr_html_(self) -> str:
+        if not self.ranges:
+            return preformatted(str(self))
+        rows = [
+            (each.gva, each.gva + each.size - 1, each.gpa, _short_size(each.page_size), each.rights)
+            for each in self.ranges
+        ]
+        return table(["from linear", "to", "guest-physical", "pages", "rights"], rows, self.mode.value)
 
 
 def walk(memory: GuestMemory, paging: Paging, gva: int) -> Walk:
@@ -123,17 +170,17 @@ def mappings(memory: GuestMemory, paging: Paging) -> Iterator[Mapping]:
         yield joined
 
 
+def page_map(memory: GuestMemory, paging: Paging) -> PageMap:
+    """Return the whole map, ``MOST_RANGES`` ranges of it at most."""
+    if paging.mode is PagingMode.NONE:
+        return PageMap(paging.mode, ())
+    ranges = tuple(islice(mappings(memory, paging), MOST_RANGES + 1))
+    return PageMap(paging.mode, ranges[:MOST_RANGES], len(ranges) <= MOST_RANGES)
+
+
 def dump(memory: GuestMemory, paging: Paging) -> str:
     """Return the map as text, a range a line: ``0x0-0x3fffffff -> 0x0 2M RWX supervisor``."""
-    if paging.mode is PagingMode.NONE:
-        return "no paging: linear addresses are physical addresses"
-    lines: list[str] = []
-    for mapping in mappings(memory, paging):
-        if len(lines) == MOST_RANGES:
-            lines.append(f"... more than {MOST_RANGES} ranges")
-            break
-        lines.append(str(mapping))
-    return "\n".join(lines) or f"{paging.mode.value}, and nothing is mapped"
+    return str(page_map(memory, paging))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +299,10 @@ def _adjoin(first: Mapping, second: Mapping) -> bool:
 def _join(first: Mapping, second: Mapping) -> Mapping:
     rights = first.writable, first.user, first.executable
     return Mapping(first.gva, first.gpa, first.size + second.size, first.page_size, *rights)
+
+
+def _flags(entry: int) -> str:
+    return " ".join(flag.name for flag in Pte if entry & flag.value and flag.name)
 
 
 def _short_size(size: int) -> str:
