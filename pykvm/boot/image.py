@@ -102,10 +102,11 @@ class Image:
         """Return the table of source lines, which is read when it is first asked for."""
         from pykvm.boot.lines import LineTable
 
-        if self._lines is None:
-            object.__setattr__(self, "_lines", LineTable.of(self))
-        assert self._lines is not None
-        return self._lines
+        table = self._lines
+        if table is None:
+            table = LineTable.of(self)
+            object.__setattr__(self, "_lines", table)  # a value all the same: the table says nothing that elf does not
+        return table
 
     def load(self, memory: GuestMemory) -> None:
         """Write all segments into ``memory``; what follows a segment's data is zeroed.

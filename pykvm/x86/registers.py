@@ -288,14 +288,15 @@ def format_registers(regs: Regs, sregs: Sregs) -> str:
 
 def registers_html(regs: Regs, sregs: Sregs) -> Markup:
     """Return all registers as tables for a notebook, flags by name."""
-    names = [name for row in _GENERAL for name in row]
-    rflags = [("rip", f"{regs.rip:#x}", ""), ("rflags", f"{regs.rflags:#x}", describe(Rflags, regs.rflags))]
-    control = [(name, *_control(kind, getattr(sregs, name))) for name, kind in _CONTROL]
-    segments = [(name, *_segment(getattr(sregs, name))) for name in _SEGMENTS]
-    tables = [("gdt", *_table(sregs.gdt)), ("idt", *_table(sregs.idt))]
+    general = [(name, getattr(regs, name)) for row in _GENERAL for name in row]
+    flags = [("rip", regs.rip, ""), ("rflags", regs.rflags, describe(Rflags, regs.rflags))]
+    flags += [(name, getattr(sregs, name), _control(kind, getattr(sregs, name))[1]) for name, kind in _CONTROL]
+    parts = [(name, getattr(sregs, name)) for name in _SEGMENTS]
+    segments = [(name, part.selector, part.base, part.limit, _kind(part)) for name, part in parts]
+    tables = [("gdt", "", sregs.gdt.base, sregs.gdt.limit, ""), ("idt", "", sregs.idt.base, sregs.idt.limit, "")]
     return stacked(
-        grid([(name, getattr(regs, name)) for name in names], 4, "general registers"),
-        table(["register", "value", "flags"], [*rflags, *control], "control registers"),
+        grid(general, 4, "general registers"),
+        table(["register", "value", "flags"], flags, "RIP, flags and control registers"),
         table(["register", "selector", "base", "limit", "kind"], [*segments, *tables], "segments"),
     )
 
