@@ -133,16 +133,16 @@ class _Unit:
         self._read_header(self.reader.part(self.reader.uint(self.offset_size)))
 
     def _read_header(self, header: _Reader) -> None:
-        self.instruction_size = header.uint(1)
+        self.instruction_size = header.byte()
         if self.version >= 4:
             header.skip(1)  # maximum_operations_per_instruction: x86 bundles none
-        self.statement = header.uint(1) != 0
-        line_base = header.uint(1)
+        self.statement = header.byte() != 0
+        line_base = header.byte()
         self.line_base = line_base - 256 if line_base > 127 else line_base
-        self.line_range = header.uint(1)
+        self.line_range = header.byte()
         _check(self.line_range != 0, "line_range is 0")
-        self.opcode_base = header.uint(1)
-        self.arguments = [0, *(header.uint(1) for _ in range(self.opcode_base - 1))]
+        self.opcode_base = header.byte()
+        self.arguments = [0, *(header.byte() for _ in range(self.opcode_base - 1))]
         if self.version == 5:
             self.directories = [name for name, _ in self._entries(header)]
             self.files = [self._path(*entry) for entry in self._entries(header)]
@@ -153,7 +153,7 @@ class _Unit:
 
     def _entries(self, header: _Reader) -> Iterator[tuple[str, int]]:
         """Yield the names that a table of version 5 has, each with its directory's number."""
-        formats = [(header.uleb(), header.uleb()) for _ in range(header.uint(1))]
+        formats = [(header.uleb(), header.uleb()) for _ in range(header.byte())]
         count = header.uleb()
         _check(count <= min(header.left if formats else 0, MOST_FILES), "it has too many names")
         for _ in range(count):
@@ -198,7 +198,7 @@ class _Unit:
         reader, base, width, scale = self.reader, self.opcode_base, self.line_range, self.instruction_size
         address, file, line, statement = 0, 1, 1, self.statement
         while reader.left:
-            opcode = reader.uint(1)
+            opcode = reader.byte()
             if opcode >= base:
                 advance, step = divmod(opcode - base, width)
                 address = (address + advance * scale) & ADDRESS_MASK
@@ -208,7 +208,7 @@ class _Unit:
             match opcode:
                 case Lns.EXTENDED:
                     extended = reader.part(reader.uleb())
-                    code = extended.uint(1)
+                    code = extended.byte()
                     if code == Lne.END_SEQUENCE:
                         yield _State(address, file, line, statement, True)
                         address, file, line, statement = 0, 1, 1, self.statement
@@ -265,6 +265,12 @@ class _Reader:
         self.skip(size)
         return _Reader(self.data, start, self.position)
 
+    def byte(self) -> int:
+        position = self.position
+        _check(position < self.end, "it is cut short")
+        self.position = position + 1
+        return self.data[position]
+
     def uint(self, size: int) -> int:
         start = self.position
         self.skip(size)
@@ -281,7 +287,7 @@ class _Reader:
     def _leb(self) -> tuple[int, int]:
         value = 0
         for index in range(LONGEST_LEB):
-            byte = self.uint(1)
+            byte = self.byte()
             value |= (byte & 0x7F) << 7 * index
             if byte < 0x80:
                 return value, 7 * (index + 1)

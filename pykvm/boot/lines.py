@@ -24,7 +24,7 @@ from pykvm.units import MiB
 __all__ = ["LineTable", "SourceLine", "source_line"]
 
 SECTIONS = (".debug_line", ".debug_str", ".debug_line_str")
-LONGEST_SECTION = 8 * MiB  # a large program's: reading it would hold a report up
+LONGEST_SECTION = 4 * MiB  # a large program's: reading it would hold a report up
 MOST_SOURCE = 32 * MiB  # of all the sources that one table reads
 
 STANDARD_INPUT = "{standard input}"  # what GNU as calls a source without a file

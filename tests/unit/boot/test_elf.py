@@ -15,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.boot.assembler import build_text
-from pykvm.boot.elf import EM_386, EM_X86_64, ET_EXEC, MAX_DATA, MAX_SYMBOLS, PT_INTERP, PT_LOAD, SHT_SYMTAB, elf_image
+from pykvm.boot.elf import (
+    EM_386,
+    EM_X86_64,
+    ET_EXEC,
+    MAX_DATA,
+    MAX_SYMBOLS,
+    PT_INTERP,
+    PT_LOAD,
+    SHT_SYMTAB,
+    elf_image,
+    elf_sections,
+)
 from pykvm.boot.elf_structs import ELF32, ELF64, ElfClass, Header
 from pykvm.boot.image import Image
 from pykvm.errors import ImageError
@@ -52,6 +63,29 @@ MODES = pytest.mark.parametrize("mode", ["protected", "long"])
 
 
 # ---- files of real tools ----
+
+
+@MODES
+def test_a_section_is_found_by_its_name(mode: str) -> None:
+    sections = ELFFile(io.BytesIO(real_elf(mode))).iter_sections()
+    theirs = {section.name: section.data() for section in sections if section.name in (".text", ".debug_line")}
+    assert elf_sections(real_elf(mode), [".text", ".debug_line", ".bss", ".nowhere"], MAX_DATA) == theirs
+
+
+def test_a_section_that_is_too_long_is_left_out() -> None:
+    assert elf_sections(real_elf("long"), [".text"], 1) == {}
+
+
+def test_a_compressed_section_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "guest.elf").write_bytes(real_elf("long"))
+    (tmp_path / "zeros").write_bytes(bytes(1000))
+    for option in ("--update-section=.debug_str=zeros", "--compress-debug-sections=zlib"):
+        subprocess.run(["objcopy", option, "guest.elf"], cwd=tmp_path, check=True, capture_output=True)
+    data = (tmp_path / "guest.elf").read_bytes()
+    section = ELFFile(io.BytesIO(data)).get_section_by_name(".debug_str")
+    assert section is not None
+    assert section.compressed
+    assert elf_sections(data, [".debug_str"], MAX_DATA) == {}
 
 
 @MODES
