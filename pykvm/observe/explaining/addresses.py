@@ -215,7 +215,10 @@ def explain(words: Sequence[str]) -> Explanation:
         what = "Guest memory below 1 MiB that nobody has claimed."
         advice = neighbours(PLACES, number)
     else:
-        what = "The hole of devices between 3 and 4 GiB, where no device is: reads give all ones, writes are lost."
+        what = (
+            "The hole of devices between 3 and 4 GiB, where no device is: reads give all ones, writes are lost. A "
+            "machine that starts from a ROM has it here, up to 4 GiB."
+        )
         advice = neighbours(PLACES, number)
     title = f"address {number:#x}: nothing in particular"
     return Explanation(title, what, advice=(advice,), see=(LAYOUT, PLATFORM), known=False)

@@ -36,8 +36,8 @@ class Explanation:
     """``title`` names the thing in one line, ``what`` says what it is; the others may be empty.
 
     ``when`` says when it happens or is used, ``advice`` what to do, a paragraph each; ``wrong`` what no CPU or kernel
-    would accept; ``see`` where it is specified, a place a string; ``registers`` are a device's. ``known`` is false if
-    there is nothing to say but that.
+    would accept; ``see`` where it is specified, a place a string; ``fails`` what its errors mean; ``registers`` are a
+    device's. ``known`` is false if there is nothing to say but that.
     """
 
     title: str
@@ -47,5 +47,6 @@ class Explanation:
     see: tuple[str, ...] = ()
     bits: tuple[Bits, ...] = ()
     wrong: tuple[str, ...] = ()
+    fails: tuple[str, ...] = ()
     registers: tuple[Located, ...] = ()
     known: bool = True

@@ -23,7 +23,7 @@ AMD_CODES_64 = range((1 << 64) - 4, 1 << 64)
 API = 'Documentation/virt/kvm/api.rst, "The kvm_run structure"'
 CHECK = (
     "Check the registers that were set last: pykvm.x86.check(regs, sregs) names each rule that they break. Mostly "
-    "it is a segment register (CS.L, CS.DB, the busy TSS in TR, limit and G), RFLAGS bit 1, or CR0, CR4 and EFER."
+    "it is a segment register (CS.L, CS.DB, the busy TSS in TR, limit and G), or CR0, CR4 and EFER."
 )
 
 # VT-x: basic exit reasons with which an entry can fail.

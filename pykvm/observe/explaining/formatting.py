@@ -24,6 +24,7 @@ def format_explanation(explanation: Explanation, width: int = 80) -> str:
         ("when", (explanation.when,)),
         ("wrong", explanation.wrong),
         ("do", explanation.advice),
+        ("fails", explanation.fails),
     )
     lines = [explanation.title, ""]
     for label, paragraphs in parts:

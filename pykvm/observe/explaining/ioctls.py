@@ -30,8 +30,9 @@ def explain(words: Sequence[str]) -> Explanation:
         f"ioctl {name}",
         f"{ioctl.what}{needs}",
         f"On {ioctl.on}. Argument: {ioctl.argument}.",
-        tuple(filter(None, (ioctl.advice, *errors))),
-        (f"Documentation/virt/kvm/api.rst, {name}", "pykvm explain errno EINVAL: what the other errors are"),
+        (ioctl.advice,),
+        (f"Documentation/virt/kvm/api.rst, {name}", "pykvm explain errno: what the other errors are"),
+        fails=errors,
     )
 
 

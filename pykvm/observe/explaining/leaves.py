@@ -63,7 +63,7 @@ def explain(words: Sequence[str]) -> Explanation:
     Raises: ConfigurationError.
     """
     word = one(words, "one CPUID leaf or feature, as 7 or x2apic")
-    if looks_like_number(word):
+    if looks_like_number(word) and word.lower() not in features():  # 3dnow
         return _leaf(parse_number(word, 32, "a CPUID leaf"))
     feature = find_feature(word)
     place = f"leaf {feature.function:#x}" + (f", subleaf {feature.index}" if feature.index else "")

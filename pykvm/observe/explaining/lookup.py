@@ -50,7 +50,7 @@ def find_name(word: str, names: Iterable[str], what: str, prefixes: Sequence[str
 def unknown(word: str, names: Iterable[str], what: str, prefixes: Sequence[str] = ()) -> ConfigurationError:
     """Return the error for a ``word`` that is none of ``names``: it says which are the nearest."""
     # A prefix that all names share hides how little the rest has in common: what was typed is compared without it.
-    stems = {_without(name, prefixes): name for name in names}
+    stems = {_without(name.upper(), prefixes): name for name in names}
     wanted = _without(word.strip().upper().replace("-", "_"), prefixes)[:LONGEST_WORD]
     near = " or ".join(stems[stem] for stem in closest(wanted, stems))
     hint = f"did you mean {near}?" if near else "'pykvm explain' lists what can be explained"

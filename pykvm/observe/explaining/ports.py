@@ -130,12 +130,16 @@ PORTS: tuple[Place, ...] = (
         ("pykvm.devices.acpipm", "ACPI specification 4.0, section 4.7.3"),
         (Part(0, "SMI_CMD", "the command"), Part(1, "status", "kept, without effect")),
     ),
-    Place(
-        debugcon.PORT,
-        1,
-        "the debug console",
-        "A byte written is a byte printed; reading gives 0xe9. No real PC has it: Bochs and QEMU do.",
-        ("pykvm.devices.debugcon",),
+    *(
+        Place(
+            port,
+            1,
+            "the debug console",
+            "A byte written is a byte printed; reading gives 0xe9. No real PC has it: Bochs and QEMU do, for firmware "
+            "at port 0x402 too.",
+            ("pykvm.devices.debugcon",),
+        )
+        for port in debugcon.PORTS
     ),
     Place(
         debugexit.PORT,

@@ -24,7 +24,7 @@ VCPU_IOCTLS: dict[str, Ioctl] = {
             "where, on newer kernels)",
             "EHWPOISON": "the host's memory behind a slot has a hardware error",
             "EINVAL": "kvm_valid_regs or kvm_dirty_regs has unknown bits, the registers given in kvm_run.s are "
-            "impossible, or kvm_run.cr8 is (0 to 15)",
+            "impossible, or kvm_run.cr8 is above 15",
             "EIO": "the VM belongs to another process, or KVM gave it up after a bug: see the kernel log",
             "ENOMEM": "the kernel has no memory for page tables",
         },
