@@ -68,9 +68,10 @@ VCPU_IOCTLS: dict[str, Ioctl] = {
         VCPU,
         "struct kvm_interrupt: irq is a vector, 0 to 255",
         "Gives the CPU an external interrupt, as a PIC in user space does.",
-        "Only when ready_for_interrupt_injection is set; ask for KVM_EXIT_IRQ_WINDOW_OPEN otherwise.",
+        "Only when ready_for_interrupt_injection is set; ask for KVM_EXIT_IRQ_WINDOW_OPEN otherwise. "
+        "Without a local APIC in the kernel a second one takes the place of the first, and nobody is told.",
         {
-            "EEXIST": "an interrupt waits already: run until the guest has taken it",
+            "EEXIST": "with the split irqchip: an interrupt waits already; run until the guest has taken it",
             "EINVAL": "a vector is 0 to 255",
             "ENXIO": "the PIC is in the kernel: use KVM_IRQ_LINE",
         },
