@@ -22,11 +22,12 @@ from pykvm.x86.modes import cpu_mode, linear_rip
 if TYPE_CHECKING:
     import capstone
 
-__all__ = ["Access", "MemoryAccess", "memory_accesses", "register_value", "stack_width"]
+__all__ = ["Access", "MemoryAccess", "memory_accesses", "opcode_of", "register_value", "stack_width"]
 
 _MASKS = {bits: (1 << bits) - 1 for bits in (8, 16, 32, 64)}
 _REGISTER_OPERAND, _MEMORY_OPERAND, _READS, _WRITES = 1, 3, 1, 2  # capstone's CS_OP_REG, CS_OP_MEM, CS_AC_*
 _OPERAND_SIZE = 0x66  # the prefix
+_PREFIXES = bytes((0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67))
 
 # A memory operand of these is only an address: nothing is read there.
 _ADDRESS_ONLY = ("lea", "nop", "prefetch", "invlpg", "cldemote")
@@ -42,6 +43,7 @@ class Access(enum.Flag):
 
     READ = enum.auto()
     WRITE = enum.auto()
+    EXECUTE = enum.auto()  # an instruction fetch; no operand has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,16 @@ def register_value(regs: Regs, name: str) -> int:
     whole, shift, bits = _PARTS[name]
     value: int = getattr(regs, whole)
     return value >> shift & _MASKS[bits]
+
+
+def opcode_of(found: capstone.CsInsn) -> int:
+    """Return the opcode of what capstone has decoded: its byte, or 0x0f00 plus the second; 0 for VEX and its kin."""
+    code = bytes(found.bytes).lstrip(_PREFIXES)
+    first, second = found.opcode[:2]
+    if code[1 if found.rex else 0] != first:
+        return 0  # a VEX prefix stands there, behind which opcodes mean something else
+    opcode: int = 0x0F00 | second if first == 0x0F else first
+    return opcode
 
 
 def stack_width(regs: Regs, sregs: Sregs) -> int:
@@ -124,8 +136,7 @@ class _Operands:
         self._sregs = sregs
         self._name = found.mnemonic.split()[-1]  # without its prefix
         self._width = cpu_mode(sregs, regs).width
-        # No instruction of one opcode byte has a name with a V, and with a VEX prefix the byte means something else.
-        self._opcode = 0 if self._name.startswith("v") else found.opcode[0]
+        self._opcode = opcode_of(found)
 
     def all(self) -> tuple[MemoryAccess, ...]:
         operands: list[MemoryAccess] = []
@@ -210,20 +221,17 @@ class _Operands:
         near, far = self._operand_size(), self._data_size()
         if self._opcode == _GROUP_5:
             return {2: near, 3: 2 * far, 6: near}.get(self._found.modrm >> 3 & 7, 0)
-        if self._opcode in _PUSHES or self._two_bytes() in _PUSH_SEGMENTS:
+        if self._opcode in _PUSHES:
             return near
         return {_PUSHA: 8 * near, _FAR_CALL: 2 * far}.get(self._opcode, 0)
 
     def _popped(self) -> int:
         """Return how many bytes it pops."""
         near, far = self._operand_size(), self._data_size()
-        if self._opcode in _POPS or self._two_bytes() in _POP_SEGMENTS:
+        if self._opcode in _POPS:
             return near
         frame = (5 if self._width == 64 else 3) * far
         return {_POPA: 8 * near, _IRET: frame}.get(self._opcode, 2 * far if self._opcode in _FAR_RETURNS else 0)
-
-    def _two_bytes(self) -> tuple[int, int]:
-        return self._opcode, self._found.opcode[1]
 
     def _operand_size(self) -> int:
         """Return the bytes of a push, pop or near call."""
@@ -252,11 +260,10 @@ class _Operands:
 # Opcodes (SDM volume 2, appendix A).
 _INS = frozenset((0x6C, 0x6D))
 _DESTINATION_OPCODES = _INS | {0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAE, 0xAF}  # MOVS, CMPS, STOS, SCAS
-_PUSHES = frozenset((*range(0x50, 0x58), 0x06, 0x0E, 0x16, 0x1E, 0x68, 0x6A, 0x9C, 0xC8, 0xE8))  # ENTER, CALL too
 _LEAVE = 0xC9
-_POPS = frozenset((*range(0x58, 0x60), 0x07, 0x17, 0x1F, 0x8F, 0x9D, 0xC2, 0xC3, _LEAVE))  # RET too
-_PUSH_SEGMENTS = ((0x0F, 0xA0), (0x0F, 0xA8))  # FS, GS
-_POP_SEGMENTS = ((0x0F, 0xA1), (0x0F, 0xA9))
+# With ENTER and CALL, LEAVE and RET; PUSH and POP of FS and GS have two bytes.
+_PUSHES = frozenset((*range(0x50, 0x58), 0x06, 0x0E, 0x16, 0x1E, 0x68, 0x6A, 0x9C, 0xC8, 0xE8, 0x0FA0, 0x0FA8))
+_POPS = frozenset((*range(0x58, 0x60), 0x07, 0x17, 0x1F, 0x8F, 0x9D, 0xC2, 0xC3, _LEAVE, 0x0FA1, 0x0FA9))
 _PUSHA, _POPA, _FAR_CALL, _IRET, _GROUP_5 = 0x60, 0x61, 0x9A, 0xCF, 0xFF
 _FAR_RETURNS = frozenset((0xCA, 0xCB))
 _SEGMENT_PREFIXES = {0x26: "es", 0x2E: "cs", 0x36: "ss", 0x3E: "ds", 0x64: "fs", 0x65: "gs"}
