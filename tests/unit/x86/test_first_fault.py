@@ -432,10 +432,9 @@ STARTS = st.sampled_from(("", *OPCODES)).map(bytes.fromhex)
 def test_no_code_and_no_state_break_it(data: st.DataObject) -> None:
     with GuestMemory("1M") as memory:
         mode = data.draw(st.sampled_from((Mode.REAL, Mode.PROTECTED, Mode.PAGED, Mode.LONG)))
-        state = set_up(
-            mode, Sregs(), memory, 0x8000, ring=0 if mode is Mode.REAL else data.draw(st.sampled_from((0, 3)))
-        )
-        memory.write(Gpa(0x8000), (data.draw(st.one_of(st.just(b""), OPCODES)) + data.draw(st.binary(max_size=16))))
+        ring = 0 if mode is Mode.REAL else data.draw(st.sampled_from((0, 3)))
+        state = set_up(mode, Sregs(), memory, 0x8000, ring=ring)
+        memory.write(Gpa(0x8000), data.draw(STARTS) + data.draw(st.binary(max_size=16)))
         if data.draw(st.booleans()):
             memory.write(Gpa(0x1000), data.draw(st.binary(min_size=64, max_size=64)))
         for name in data.draw(st.sets(st.sampled_from(("cr0", "cr3", "cr4", "efer")), max_size=1)):
