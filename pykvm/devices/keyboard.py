@@ -162,7 +162,7 @@ class Keyboard(Stateful):
         code = scan_code(event, self._scan_set)
         if len(self._codes) + len(code) <= BUFFER_SIZE:
             self._codes.extend(code)
-        elif self._codes[-1] not in OVERRUNS:
+        elif len(self._codes) <= BUFFER_SIZE and self._codes[-1] not in OVERRUNS:
             self._codes.append(OVERRUNS[self._scan_set is ScanCodeSet.SET_1])
 
     # ---- the side of the controller ----

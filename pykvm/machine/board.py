@@ -8,7 +8,7 @@
     0x080                      POST code
     0x092                      system control port A: A20, reset
     0x0b2-0b3                    SMI command: ACPI on and off
-    0x0e9                      debug console
+    0x0e9, 0x402               debug console
     0x0f4-0f7                  debug exit
     0x3c0-3df                  VGA, text mode
     0x3f8-3ff                  16550A serial port             4
