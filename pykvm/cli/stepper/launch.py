@@ -87,7 +87,8 @@ def check_terminal() -> None:
     names = [name for name in ("stdin", "stdout", "stderr") if not _is_terminal(name)]
     if names:
         verb = "is" if len(names) == 1 else "are"
-        raise ConfigurationError(f"the stepper needs a terminal, and {' and '.join(names)} {verb} none: {BATCH}")
+        which = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        raise ConfigurationError(f"the stepper needs a terminal, and {which} {verb} none: {BATCH}")
     term = os.environ.get("TERM", "")
     if term in ("", "dumb"):
         raise ConfigurationError(f"the stepper cannot draw on this terminal, for TERM is {term or 'not set'}: {BATCH}")
