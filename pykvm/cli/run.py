@@ -93,8 +93,8 @@ def run(options: argparse.Namespace) -> int:
         finally:
             terminal.restore()
             terminal.write(display.rest())
-        if words or result.report:
-            terminal.note(words or result.report)
+        if words or result.report or result.note:
+            terminal.note(words or result.report or result.note)
         if statistics is not None:
             terminal.note(str(statistics.result()))
         display.save()

@@ -2,102 +2,30 @@
 
 The evidence is what a debugger would look at first: the exit, the instruction at RIP, the descriptor tables, the page
 walk. Each rule is a function that returns a sentence, or None if it has nothing to say; the first sentence is the
-likely cause. See: Intel SDM volume 3, chapter 6 (exceptions). Leaves out the chain of faults behind a triple fault.
+likely cause. Leaves out the chain of exceptions behind a triple fault: see ``faultchain``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from pykvm.boot import Image
-from pykvm.errors import PykvmError
-from pykvm.kvm import (
-    Exit,
-    FailEntry,
-    InternalError,
-    InternalErrorSuberror,
-    Regs,
-    Shutdown,
-    Sregs,
-)
-from pykvm.machine.result import CpuResult
-from pykvm.machine.stop import Crashed, Interrupted, Stop, TimedOut
-from pykvm.memory import GuestMemory
+from pykvm.kvm import FailEntry, InternalError, InternalErrorSuberror, Shutdown
+from pykvm.machine.faultchain import cause_of_shutdown, find_story, tell
+from pykvm.machine.loops import find_loop
+from pykvm.machine.scene import Scene
+from pykvm.machine.stop import Crashed, Interrupted, TimedOut
 from pykvm.units import Gpa
-from pykvm.x86 import (
-    Cr0,
-    Cr4,
-    Efer,
-    Instruction,
-    Paging,
-    PagingMode,
-    Walk,
-    check,
-    cpu_mode,
-    instruction_at,
-    linear_rip,
-    walk,
-)
+from pykvm.x86 import Cr0, Cr4, Efer, Rflags, check
+from pykvm.x86.faults import first_fault
 
-__all__ = ["Scene", "likely_cause", "what_happened"]
-
-LONGEST_INSTRUCTION = 15  # bytes (SDM volume 2, section 2.3.11)
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """Everything there is to see after a run: what a report is made of. Registers and exits are those of ``cpu``."""
-
-    stop: Stop
-    regs: Regs
-    sregs: Sregs
-    memory: GuestMemory
-    last_exits: tuple[Exit, ...]
-    exits: int
-    duration: float
-    image: Image | None
-    cpu: int = 0
-    cpus: tuple[CpuResult, ...] = ()
-
-    @property
-    def rip(self) -> int:
-        """Return the linear address of the next instruction: CS.base + RIP."""
-        return linear_rip(self.regs, self.sregs)
-
-    def page_walk(self) -> Walk | None:
-        """Return the walk of RIP through the guest's page tables, or None while paging is off."""
-        return walk(self.memory, Paging.of(self.sregs), self.rip) if self.sregs.cr0 & Cr0.PG.value else None
-
-    def code_address(self) -> Gpa | None:
-        """Return the guest-physical address of RIP, or None if it is not mapped."""
-        found = self.page_walk()
-        return Gpa(self.rip) if found is None else found.gpa
-
-    def code(self) -> bytes:
-        """Return up to 15 bytes at RIP, as many as there are."""
-        gpa = self.code_address()
-        if gpa is None:
-            return b""
-        for size in range(LONGEST_INSTRUCTION, 0, -1):
-            try:
-                return self.memory.read(gpa, size)
-            except PykvmError:
-                continue
-        return b""
-
-    def instruction(self) -> Instruction | None:
-        """Return the instruction at RIP, decoded for the CPU's mode, or None if no code is there."""
-        return instruction_at(self.code(), self.rip, cpu_mode(self.sregs, self.regs).width)
+__all__ = ["Scene", "likely_cause", "remark", "what_happened"]
 
 
 def what_happened(scene: Scene) -> str:
     """Return the stop in the words of the manuals."""
     match scene.stop:
         case Crashed(exit=Shutdown()):
-            return (
-                "triple fault: an exception could not be delivered, nor the double fault after it, so the CPU shut down"
-            )
+            return tell(scene, find_story(scene))
         case Crashed(exit=InternalError(suberror=InternalErrorSuberror.EMULATION)):
             return "KVM had to emulate an instruction that its emulator does not know"
         case Crashed(exit=InternalError(suberror=suberror)):
@@ -120,6 +48,19 @@ def likely_cause(scene: Scene) -> str:
         if sentence is not None:
             return sentence
     return ""
+
+
+def remark(scene: Scene) -> str:
+    """Return a sentence on a guest that halted for ever though it had prepared for interrupts; else an empty string."""
+    if scene.regs.rflags & Rflags.IF.value:
+        return ""
+    awaited = [f"{one.name}: vector {min(one.open):#x}" for one in scene.controllers if one.open]
+    if not awaited:
+        return ""
+    return (
+        f"halted with RFLAGS.IF = 0 at {scene.rip:#x}, though interrupts are not masked ({'; '.join(awaited)}): "
+        "if they were to end this HLT, sti must come before it"
+    )
 
 
 def _refused_state(scene: Scene) -> str | None:
@@ -155,10 +96,10 @@ def _where_rip_went(scene: Scene) -> str | None:
 def _paging_switched_on(scene: Scene) -> str | None:
     # The CPU has not got past MOV to CR0: it could not fetch the next instruction through the new page tables.
     instruction = scene.instruction()
-    if not _is_shutdown(scene) or instruction is None or not instruction.operands.endswith(", %cr0"):
+    if not scene.is_shutdown or instruction is None or not instruction.operands.endswith(", %cr0"):
         return None
     register = instruction.operands[1:4].replace("e", "r", 1)
-    if not getattr(scene.regs, register, 0) & Cr0.PG.value:
+    if not getattr(scene.regs, register, 0) & Cr0.PG.value or first_fault(scene.moment) is not None:
         return None
     advice = "map the code that switches, at the address where it runs"
     if not scene.sregs.efer & Efer.LME.value:
@@ -166,48 +107,65 @@ def _paging_switched_on(scene: Scene) -> str | None:
     return f"the guest was switching paging on, and the next instruction could not be fetched: {advice}"
 
 
-def _page_fault(scene: Scene) -> str | None:
-    paging = Paging.of(scene.sregs)
-    if not _is_shutdown(scene) or scene.sregs.cr2 == 0 or paging.mode is PagingMode.NONE:
-        return None
-    fault = walk(scene.memory, paging, scene.sregs.cr2)
-    if fault.gpa is not None:
-        return None
-    handler = "no IDT was loaded" if scene.sregs.idt.limit == 0 else "its handler could not run"
-    return f"a page fault (#PF) at {scene.sregs.cr2:#x}, which CR2 holds: {fault.reason}; and {handler}"
-
-
-def _no_idt(scene: Scene) -> str | None:
-    if _is_shutdown(scene) and scene.sregs.idt.limit == 0 and scene.sregs.cr0 & Cr0.PE.value:
-        return "no IDT was loaded (its limit is 0), so no exception can be handled: lidt before anything can fault"
-    return None
+def _triple_fault(scene: Scene) -> str | None:
+    return cause_of_shutdown(scene) if scene.is_shutdown else None
 
 
 def _legacy_paging(scene: Scene) -> str | None:
     paged = scene.sregs.cr0 & Cr0.PG.value and not scene.sregs.efer & Efer.LMA.value
-    if _is_shutdown(scene) and paged:
+    if scene.is_shutdown and paged:
         kind = "PAE" if scene.sregs.cr4 & Cr4.PAE.value else "32-bit"
         return f"{kind} paging is on, which some hosts' KVM cannot run; 'pykvm doctor --probe' says if this one can"
     return None
 
 
-def _short_idt(scene: Scene) -> str | None:
-    gate = 16 if scene.sregs.efer & Efer.LMA.value else 8
-    needed = 9 * gate - 1  # vector 8, the double fault, is the last chance
-    if _is_shutdown(scene) and scene.sregs.cr0 & Cr0.PE.value and scene.sregs.idt.limit < needed:
-        return (
-            f"the IDT's limit {scene.sregs.idt.limit:#x} ends before the double fault's gate, which needs {needed:#x}"
-        )
+def _missing_eoi(scene: Scene) -> str | None:
+    if not _goes_on(scene):
+        return None
+    for controller in scene.controllers:
+        if controller.in_service and scene.regs.rflags & Rflags.IF.value:
+            vectors = ", ".join(f"{vector:#x}" for vector in controller.in_service)
+            return (
+                f"an interrupt is still in service in the {controller.name} (vector {vectors}), though RFLAGS.IF is 1 "
+                "and so its handler has returned: without an EOI none of the same or a lower priority comes again"
+            )
     return None
+
+
+def _processors_not_started(scene: Scene) -> str | None:
+    waiting = [cpu.id for cpu in scene.cpus if cpu.activity in ("waits for INIT", "waits for SIPI")]
+    if not _goes_on(scene) or not waiting:
+        return None
+    what = {cpu.activity for cpu in scene.cpus if cpu.id in waiting}
+    names = f"CPU {waiting[0]}" if len(waiting) == 1 else f"CPUs {', '.join(map(str, waiting))}"
+    return (
+        f"{names} never started ({', '.join(sorted(what))}): another CPU must send INIT, then SIPI, by its local APIC, "
+        "which must be switched on for that"
+    )
+
+
+def _interrupts_off(scene: Scene) -> str | None:
+    if not _goes_on(scene) or scene.regs.rflags & Rflags.IF.value:
+        return None
+    waiting = [f"{vector:#x}" for controller in scene.controllers for vector in controller.waiting]
+    if not waiting:
+        return None
+    return f"interrupts wait (vector {', '.join(waiting)}), and RFLAGS.IF is 0: sti lets them in"
+
+
+def _goes_on(scene: Scene) -> bool:
+    return isinstance(scene.stop, TimedOut | Interrupted)
 
 
 def _endless_loop(scene: Scene) -> str | None:
-    instruction = scene.instruction()
-    if not isinstance(scene.stop, TimedOut | Interrupted) or instruction is None:
+    loop = find_loop(scene) if _goes_on(scene) else None
+    if loop is None:
         return None
-    if instruction.mnemonic.startswith("jmp") and instruction.operands == f"{scene.rip:#x}":
+    if len(loop.instructions) == 1:
         return "the instruction at RIP jumps to itself: an endless loop"
-    return None
+    first, last = loop.instructions[0].address, loop.instructions[-1].address
+    ends = "which nothing ends" if loop.is_endless else "whose end did not come"
+    return f"a loop of {len(loop.instructions)} instructions, {first:#x} to {last:#x}, {ends}"
 
 
 def _running_through_zeros(scene: Scene) -> str | None:
@@ -218,15 +176,11 @@ def _running_through_zeros(scene: Scene) -> str | None:
 
 
 def _waiting_for_port(scene: Scene) -> str | None:
-    if not isinstance(scene.stop, TimedOut | Interrupted) or len(scene.last_exits) < 8:
+    if not _goes_on(scene) or len(scene.last_exits) < 8:
         return None
     if len(set(scene.last_exits)) <= 2:
         return "the last exits repeat: the guest polls a device that has nothing for it"
     return None
-
-
-def _is_shutdown(scene: Scene) -> bool:
-    return isinstance(scene.stop, Crashed) and isinstance(scene.stop.exit, Shutdown)
 
 
 def _suberror_name(suberror: int) -> str:
@@ -239,13 +193,14 @@ def _suberror_name(suberror: int) -> str:
 _RULES: tuple[Callable[[Scene], str | None], ...] = (
     _refused_state,
     _unknown_instruction,
-    _where_rip_went,
-    _page_fault,
     _paging_switched_on,
-    _no_idt,
+    _triple_fault,
     _legacy_paging,
-    _short_idt,
+    _where_rip_went,
+    _missing_eoi,
+    _processors_not_started,
     _running_through_zeros,
-    _endless_loop,
     _waiting_for_port,
+    _interrupts_off,
+    _endless_loop,
 )

@@ -21,16 +21,19 @@ from pykvm.devices import Unclaimed
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
 from pykvm.kvm import CallLog, Regs
 from pykvm.machine.control import TICK
+from pykvm.machine.controllers import look_at_controllers
+from pykvm.machine.diagnosis import remark
 from pykvm.machine.hardware import Outside, to_dirty
 from pykvm.machine.interrupts import IrqchipKind, to_irqchip
 from pykvm.machine.journal import Journal
 from pykvm.machine.observer import LastExits, Observer
 from pykvm.machine.output import OutputLog
-from pykvm.machine.report import Scene, report
+from pykvm.machine.report import report
 from pykvm.machine.result import CpuResult, RunResult
 from pykvm.machine.rewinding import Rewindable
 from pykvm.machine.runloop import DeferredInterrupt, RunLoop
-from pykvm.machine.stop import Breakpoint, Crashed, Interrupted, Stop, Stopped, TimedOut
+from pykvm.machine.scene import Scene
+from pykvm.machine.stop import Breakpoint, Crashed, Halted, Interrupted, Stop, Stopped, TimedOut
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import GiB, format_size
 from pykvm.x86 import Cpuid, CpuState, Mode, format_registers, set_up, to_mode
@@ -208,16 +211,16 @@ class Machine(Rewindable):
             with self.lock:
                 self._journal.end(stop)
         last_exits = self._last_exits.exits(cpu)
-        text = ""
-        if isinstance(stop, Crashed | TimedOut | Interrupted):
-            guilty = cpus[cpu]
+        text = note = ""
+        if isinstance(stop, Crashed | TimedOut | Interrupted | Halted):
+            vcpu, guilty = self.vcpus[cpu], cpus[cpu]
             scene = Scene(
-                stop, guilty.registers, guilty.sregs, self.memory, last_exits, exits, duration, self._image, cpu, cpus
+                *(stop, guilty.registers, guilty.sregs, self.memory, last_exits, exits, duration, self._image),
+                *(cpu, cpus, vcpu.get_vcpu_events(), look_at_controllers(self.interrupts, self.vm, vcpu)),
             )
-            text = report(scene)
-        return RunResult(
-            stop, cpu, cpus, self._serial_log.output(), self._debugcon_log.output(), exits, last_exits, duration, text
-        )
+            text, note = ("", remark(scene)) if isinstance(stop, Halted) else (report(scene), "")
+        output = self._serial_log.output(), self._debugcon_log.output()
+        return RunResult(stop, cpu, cpus, *output, exits, last_exits, duration, text, note)
 
     # ---- snapshots: see also ``Rewindable`` ----
 

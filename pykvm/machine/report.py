@@ -8,11 +8,14 @@ from __future__ import annotations
 import textwrap
 
 from pykvm.boot import source_line
-from pykvm.kvm import InternalError
-from pykvm.machine.diagnosis import Scene, likely_cause, what_happened
+from pykvm.kvm import FailEntry, InternalError, Shutdown
+from pykvm.machine.diagnosis import likely_cause, what_happened
+from pykvm.machine.faultchain import find_story
+from pykvm.machine.loops import find_loop
 from pykvm.machine.observer import describe_exit
+from pykvm.machine.scene import Scene
 from pykvm.machine.stop import Crashed, Interrupted, TimedOut
-from pykvm.x86 import Instruction, cpu_mode, format_registers, instruction_at
+from pykvm.x86 import EXCEPTIONS, Instruction, cpu_mode, format_registers, instruction_at
 
 __all__ = ["Scene", "format_duration", "report"]
 
@@ -53,10 +56,12 @@ def _sections(scene: Scene) -> list[tuple[str, str]]:
         ("what happened", what_happened(scene)),
         ("likely cause", likely_cause(scene)),
         ("where", _where(scene)),
+        ("loop", _loop(scene)),
         ("mode", str(cpu_mode(scene.sregs, scene.regs))),
         ("registers", format_registers(scene.regs, scene.sregs)),
         ("page walk", "" if walk is None else str(walk)),
         ("other CPUs", _other_cpus(scene)),
+        ("interrupts", _interrupts(scene)),
         ("last exits", " | ".join(describe_exit(exit) for exit in scene.last_exits[-8:])),
         ("see", _see(scene)),
     ]
@@ -90,6 +95,32 @@ def _refused_bytes(scene: Scene) -> list[str]:
     return []
 
 
+def _loop(scene: Scene) -> str:
+    """Return the loop that a guest is in, if it is one that still runs and that has more than one instruction."""
+    loop = find_loop(scene) if isinstance(scene.stop, TimedOut | Interrupted) else None
+    if loop is None or len(loop.instructions) == 1:
+        return ""
+    texts = [f"{one.mnemonic} {one.operands}".rstrip() for one in loop.instructions]
+    width = max(map(len, texts))
+    lines = [
+        f"{'>' if one.address == scene.rip else ' '} {one.address:#x}  {text:{width}}  "
+        f"{(source_line(scene.image, one.address) if scene.image else None) or ''}"
+        for one, text in zip(loop.instructions, texts, strict=True)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _interrupts(scene: Scene) -> str:
+    """Return what the interrupt controllers hold, those that hold something."""
+    lines = []
+    for one in scene.controllers:
+        parts = [("in service", one.in_service), ("waiting", one.waiting)]
+        words = [f"{what} {' '.join(f'{vector:#x}' for vector in vectors)}" for what, vectors in parts if vectors]
+        if words:
+            lines.append(f"{one.name}: {', '.join(words)}")
+    return "\n".join(lines)
+
+
 def _cpu(scene: Scene) -> str:
     return f"{scene.cpu} of 0 to {len(scene.cpus) - 1}" if len(scene.cpus) > 1 else ""
 
@@ -100,8 +131,20 @@ def _other_cpus(scene: Scene) -> str:
 
 def _see(scene: Scene) -> str:
     match scene.stop:
-        case Crashed():
-            return "pykvm doctor --probe (what this host's KVM cannot run)"
+        case Crashed(exit=Shutdown()):
+            return f"pykvm explain exit 8{_exception(scene)}, docs/book/mistakes.md"
+        case Crashed(exit=InternalError(suberror=suberror)):
+            return f"pykvm explain internal-error {suberror}; pykvm doctor --probe (what this host's KVM cannot run)"
+        case Crashed(exit=FailEntry(hardware_entry_failure_reason=reason)):
+            return f"pykvm explain fail-entry {reason:#x}"
+        case Crashed(exit=exit):
+            return f"pykvm explain exit {exit.reason.value}"
         case TimedOut():
-            return "--timeout SECONDS gives it more time"
+            return "--timeout SECONDS gives it more time; docs/book/mistakes.md"
     return ""
+
+
+def _exception(scene: Scene) -> str:
+    story = find_story(scene)
+    is_exception = story is not None and story.first.vector < len(EXCEPTIONS)
+    return f", pykvm explain exception {story.first.vector}" if story is not None and is_exception else ""

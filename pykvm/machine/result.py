@@ -44,7 +44,8 @@ class RunResult:
     ``stop`` says why it ended, ``cpu`` which CPU's doing that was (0 if nobody's), ``registers`` and ``sregs`` are
     that CPU's, and ``cpus`` has all of them. ``serial`` and ``debugcon`` are what the guest has printed since the
     machine was made; ``exits`` counts the exits of this run and ``last_exits`` holds the last few; ``report`` is the
-    explanation in words of a crash or a time-out, else empty; ``duration`` is in seconds.
+    explanation in words of a crash or a time-out, else empty; ``note`` is a sentence on what a guest
+    that halted may not have meant, mostly empty; ``duration`` is in seconds.
     """
 
     stop: Stop
@@ -56,6 +57,7 @@ class RunResult:
     last_exits: tuple[Exit, ...]
     duration: float
     report: str
+    note: str = ""
 
     def _repr_html_(self) -> str:
         exits = [(describe_exit(exit),) for exit in self.last_exits]

@@ -7,7 +7,17 @@ guest may have put anything into registers, tables and memory: nothing here rais
 from __future__ import annotations
 
 from pykvm.x86.faults.decoded import code_at_rip
-from pykvm.x86.faults.delivery import Delivered, Link, Outcome, TripleFault, Unclear, Undelivered, chain, deliver
+from pykvm.x86.faults.delivery import (
+    Delivered,
+    Link,
+    Outcome,
+    TripleFault,
+    Unclear,
+    Undelivered,
+    chain,
+    deliver,
+    handler_fault,
+)
 from pykvm.x86.faults.instruction import first_fault
 from pykvm.x86.faults.moment import Fault, Moment
 
@@ -24,4 +34,5 @@ __all__ = [
     "code_at_rip",
     "deliver",
     "first_fault",
+    "handler_fault",
 ]

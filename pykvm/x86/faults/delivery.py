@@ -23,7 +23,7 @@ from pykvm.x86.faults.descriptors import code_width_fault, is_code, kind_of, rea
 from pykvm.x86.faults.moment import DF, GP, NP, SS, TS, Fault, Moment, selector_code
 from pykvm.x86.operands import Access, stack_width
 
-__all__ = ["Delivered", "Link", "Outcome", "TripleFault", "Unclear", "Undelivered", "chain", "deliver"]
+__all__ = ["Delivered", "Link", "Outcome", "TripleFault", "Unclear", "Undelivered", "chain", "deliver", "handler_fault"]
 
 TASK_GATE = 5
 GATES32 = {6: 2, 7: 2, 14: 4, 15: 4}  # a type and the bytes of each word it pushes
@@ -109,6 +109,16 @@ def deliver(moment: Moment, vector: int, error_code: int | None = None, *, is_so
             assert_never(gate)
 
 
+def handler_fault(moment: Moment, handler: Delivered) -> Fault | None:
+    """Return why the first instruction of ``handler`` cannot be fetched, None if it can."""
+    if moment.is_real:
+        return None
+    segment = read_descriptor(moment, handler.selector)
+    base = segment.base if isinstance(segment, Segment) and not moment.is_long else 0
+    is_user = isinstance(segment, Segment) and segment.dpl == 3
+    return page_fault(moment, base + handler.offset & moment.linear_mask, 1, Access.EXECUTE, is_user=is_user)
+
+
 # ---- real mode ----
 
 
@@ -142,7 +152,7 @@ class _Gate:
 
 def _beyond(limit: int, vector: int, first: int, last: int) -> str:
     if limit == 0:
-        return f"IDTR's limit is 0, that is, no IDT was loaded: vector {vector} needs bytes {first:#x} to {last:#x}"
+        return f"no IDT was loaded: IDTR's limit is 0, and vector {vector} needs bytes {first:#x} to {last:#x}"
     return f"IDTR's limit is {limit:#x}, and vector {vector} needs bytes {first:#x} to {last:#x}"
 
 

@@ -60,14 +60,14 @@ def test_a_triple_fault_without_an_idt_says_so(memory: GuestMemory) -> None:
     assert "no IDT was loaded" in likely_cause(scene)
 
 
-def test_an_idt_too_short_for_the_double_fault_says_so(memory: GuestMemory) -> None:
+def test_an_idt_that_is_too_short_says_so(memory: GuestMemory) -> None:
     scene = make_scene(memory, Crashed(Shutdown()))
-    scene.sregs.idt.limit = 0x6F  # seven gates
-    assert "ends before the double fault's gate, which needs 0x8f" in likely_cause(scene)
+    scene.sregs.idt.limit = 0x5F  # six gates
+    assert "IDTR's limit is 0x5f, and vector 6 needs bytes 0x60 to 0x6f" in likely_cause(scene)
 
 
 def test_a_shutdown_under_32_bit_paging_points_to_the_probe(memory: GuestMemory) -> None:
-    scene = make_scene(memory, Crashed(Shutdown()), mode=Mode.PAGED)
+    scene = make_scene(memory, Crashed(Shutdown()), mode=Mode.PAGED, code=b"\x90")
     scene.sregs.idt.limit = 0x7FF
     assert "32-bit paging is on" in likely_cause(scene)
     assert "doctor --probe" in likely_cause(scene)
