@@ -20,7 +20,7 @@ guests' state, and an XSAVE area above 4096 bytes (AMX).
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -30,6 +30,7 @@ from pykvm.kvm.batch import Step
 from pykvm.kvm.calls import Calls
 from pykvm.kvm.constants import IrqchipId
 from pykvm.kvm.descriptor import check_error
+from pykvm.kvm.structs import Regs, Sregs, from_c
 
 if TYPE_CHECKING:
     from pykvm._shim import CData
@@ -68,6 +69,7 @@ _VM_PIECES = (
     _Piece("pit2", "KVM_GET_PIT2", "KVM_SET_PIT2", "struct kvm_pit_state2 *", is_optional=True),
     _Piece("clock", "KVM_GET_CLOCK", "KVM_SET_CLOCK", "struct kvm_clock_data *"),
 )
+_ASKED = (_VCPU_PIECES[-2], *_VCPU_PIECES[:-2], _VCPU_PIECES[-1])  # KVM_GET_MP_STATE first
 _CHIPS = {chip.name.lower(): chip for chip in IrqchipId}
 
 # ready_for_interrupt_injection, if_flag, flags and cr8, of which the last is taken in at KVM_RUN without a local APIC.
@@ -139,6 +141,35 @@ class SavedVcpu(_Saved):
             elif piece.name != "mp_state":
                 _get_if_any(calls, fd, piece, structures)
         return cls(structures, shown)
+
+    @classmethod
+    def save_again(cls, calls: Calls, fd: int, before: SavedVcpu, names: Collection[str], shown: bytes) -> SavedVcpu:
+        """Return the state of the vCPU ``fd``, of which since ``before`` only the pieces ``names`` can have changed.
+
+        What did not change is shared with ``before``. Raises: KvmError.
+        """
+        structures = dict(before._structures)
+        for piece in _ASKED:
+            if piece.name in names and piece.name in structures:
+                known = structures[piece.name]
+                new = _get_msrs(calls, fd, list(before.msrs)) if piece.name == "msrs" else _get(calls, fd, piece)
+                if ffi.buffer(new)[:] != ffi.buffer(known)[:]:
+                    structures[piece.name] = new
+        return cls(structures, before.shown if shown == before.shown else shown)
+
+    def shares(self, other: SavedVcpu, name: str) -> bool:
+        """Return whether the piece ``name`` is not only equal to that of ``other``, but kept once for both."""
+        return self._structures.get(name) is other._structures.get(name)
+
+    @property
+    def regs(self) -> Regs:
+        """Return the general registers."""
+        return from_c(Regs, self._structures["regs"])
+
+    @property
+    def sregs(self) -> Sregs:
+        """Return segments, tables and control registers."""
+        return from_c(Sregs, self._structures["sregs"])
 
     @property
     def pieces(self) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
@@ -219,6 +219,16 @@ class Vcpu(VcpuState, StatsSource):
         if self._incomplete:
             raise InUseError(f"{self.label} is in the middle of an instruction: complete_pending() first")
         return SavedVcpu.save(self.calls, self._fd, msrs, bytes(self._page[SHOWN]))
+
+    def save_state_again(self, before: SavedVcpu, names: Collection[str]) -> SavedVcpu:
+        """Return what ``save_state`` would, if since ``before`` only the pieces ``names`` can have changed.
+
+        Names are as in ``SavedVcpu.pieces``. What did not change is shared with ``before``. Raises: as ``save_state``.
+        """
+        self._check_usable("saved")
+        if self._incomplete:
+            raise InUseError(f"{self.label} is in the middle of an instruction: complete_pending() first")
+        return SavedVcpu.save_again(self.calls, self._fd, before, names, bytes(self._page[SHOWN]))
 
     def load_state(self, saved: SavedVcpu) -> None:
         """Make this vCPU what ``saved`` was made of; ``abandon()`` first if an instruction is not finished.

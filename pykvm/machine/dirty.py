@@ -29,6 +29,10 @@ class DirtyPages:
         self._members.append(pages)
         return pages
 
+    def leave(self, pages: set[Gpa]) -> None:
+        """Add to the set ``pages``, which ``join`` returned, no more; does nothing the second time."""
+        self._members = [member for member in self._members if member is not pages]
+
     @property
     def is_shared(self) -> bool:
         """Return whether more than one has joined."""

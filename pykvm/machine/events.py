@@ -15,7 +15,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pykvm.devices import SECOND, Alarm, AlarmQueue
 from pykvm.errors import ConfigurationError
@@ -156,6 +156,31 @@ class EventLoop:
         self._passed = time
         self._alarms.clear()
 
+    # ---- by hand, while it stands still; with the lock held ----
+
+    def pass_time(self, nanoseconds: int) -> bool:
+        """Set the clock forward and make the calls that are due, each at its time; return whether there were any."""
+        has_called = self._hear_descriptors()
+        end = self._passed + nanoseconds
+        while (when := self._alarms.next_time()) is not None and when <= end:
+            self._passed = max(self._passed, when)
+            callback = self._alarms.pop()
+            if callback is not None:
+                callback()
+                has_called = True
+        self._passed = end
+        return has_called
+
+    @property
+    def time_to_next(self) -> int | None:
+        """Return the nanoseconds to the next call, None if there is none to come."""
+        when = self._alarms.next_time()
+        return None if when is None else max(0, when - self._passed)
+
+    def go_back(self, time: int) -> None:
+        """Let the clock show ``time`` again, at which the same calls were to come as now."""
+        self._passed = time
+
     def close(self) -> None:
         """Close the descriptors of the event loop itself; those watched are their owners'."""
         with self._control.lock:
@@ -195,6 +220,24 @@ class EventLoop:
     def _ring(self) -> None:
         if self._thread is not None:
             os.eventfd_write(self._doorbell, 1)
+
+    def _hear_descriptors(self) -> bool:
+        """Make the calls of the descriptors that are readable now; return whether there were any."""
+        if self._epoll is not None and any(watch.is_armed for watch in self._watches.values()):
+            self._take_readable(self._epoll.poll(0))
+        ready, self._ready = self._ready, []
+        for watch in ready:
+            watch.is_armed = False
+            watch.callback()
+        return bool(ready)
+
+    def _take_readable(self, found: Iterable[tuple[int, int]]) -> None:
+        for fd, _ in found:
+            if fd == self._doorbell:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(fd)
+            elif fd in self._watches and self._watches[fd].is_armed:
+                self._ready.append(self._watches[fd])
 
     # ---- the thread ----
 
@@ -243,10 +286,6 @@ class EventLoop:
         epoll = self._epoll
         if epoll is None:
             return
-        for fd, _ in epoll.poll(timeout):
-            with self._control.lock:
-                if fd == self._doorbell:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(fd)
-                elif fd in self._watches and self._watches[fd].is_armed:
-                    self._ready.append(self._watches[fd])
+        found = epoll.poll(timeout)
+        with self._control.lock:
+            self._take_readable(found)

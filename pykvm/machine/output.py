@@ -56,6 +56,16 @@ class OutputLog:
         self._kept = bytearray(output.data)
         self._dropped = output.dropped
 
+    @property
+    def total(self) -> int:
+        """Return how many bytes were ever written, as far as they are not taken back."""
+        return self._dropped + len(self._kept)
+
+    def take_back(self, total: int) -> None:
+        """Forget what was written since there were ``total`` bytes; what was dropped meanwhile is not seen again."""
+        del self._kept[max(0, total - self._dropped) :]
+        self._dropped = min(self._dropped, total)
+
     def _cut(self) -> None:
         excess = max(0, len(self._kept) - self._limit)
         del self._kept[:excess]

@@ -23,7 +23,7 @@ from pykvm.kvm.written import WrittenPages
 from pykvm.machine.snapshot import Snapshot
 from pykvm.memory.pages import PageImage, PageTable
 
-__all__ = ["HasState", "Prepared", "memory_of"]
+__all__ = ["HasState", "Prepared", "memory_of", "prepare_devices"]
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ class Prepared:
     def __init__(
         self, snapshot: Snapshot, vm: Vm, vcpus: tuple[Vcpu, ...], devices: Mapping[str, HasState], pages: PageTable
     ) -> None:
-        self.restore_devices = _prepare_devices(snapshot, devices)
+        self.restore_devices = prepare_devices(snapshot.devices, devices)
         self.memory = snapshot.memory
         self.base = memory_of(snapshot)
         pairs = list(zip(vcpus, snapshot.vcpus, strict=True))
@@ -81,14 +81,14 @@ def memory_of(snapshot: Snapshot) -> Callable[[], PageImage | None]:
     return memory
 
 
-def _prepare_devices(snapshot: Snapshot, devices: Mapping[str, HasState]) -> Callable[[], None]:
-    """Return what restores ``devices`` to ``snapshot``, whose states are checked."""
+def prepare_devices(states: Mapping[str, State], devices: Mapping[str, HasState]) -> Callable[[], None]:
+    """Return what restores ``devices`` to ``states``, which are checked. Raises: ConfigurationError."""
     checked: list[tuple[Stateful, Checked]] = []
     others: list[tuple[HasState, State]] = []
     for name, device in devices.items():
-        if name not in snapshot.devices:
+        if name not in states:
             raise ConfigurationError(f"the snapshot has no state of the device {name}")
-        state = snapshot.devices[name]
+        state = states[name]
         if isinstance(device, Stateful):
             checked.append((device, device.check(state)))
         else:

@@ -17,6 +17,7 @@ from pykvm.machine.hardware import Hardware
 from pykvm.machine.journal import Journal
 from pykvm.machine.observer import LastExits
 from pykvm.machine.output import OutputLog
+from pykvm.machine.slowmotion import SlowMotion
 from pykvm.machine.snapshot import Snapshot
 from pykvm.machine.snapshotter import Parts, Snapshotter
 
@@ -69,7 +70,30 @@ class Rewindable(Hardware):
         finally:
             self._let_go(starts_none)
 
+    def slow_motion(self) -> SlowMotion:
+        """Return what enters this machine's guest once at a time, for who steps it: see ``slowmotion``.
+
+        Raises: ConfigurationError if the machine cannot go back; InUseError while it runs.
+        """
+        if self._journal is not None:
+            raise ConfigurationError("a machine whose run is being recorded cannot go back: record it without stepping")
+        with self._standing_still("stepped"):
+            return SlowMotion(self._parts(), self._get_snapshotter().devices, self._being_stepped)
+
     # ---- inside ----
+
+    @contextlib.contextmanager
+    def _being_stepped(self) -> Iterator[None]:
+        """Have nobody else run the machine meanwhile. Raises: InUseError if somebody does; ClosedError."""
+        self._check_open()
+        if not self._run_lock.acquire(blocking=False):
+            raise InUseError("this machine is running on another thread: stop() it first")
+        self._runner = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._runner = None
+            self._run_lock.release()
 
     @contextlib.contextmanager
     def _standing_still(self, purpose: str) -> Iterator[None]:

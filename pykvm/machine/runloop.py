@@ -251,6 +251,29 @@ class RunLoop:
                 self._note(exit)
                 self.handle(exit)
 
+    # ---- one entry at a time: see ``slowmotion`` ----
+
+    def inject(self, *, entered: bool) -> int | None:
+        """Hand the CPU an interrupt if one waits and can be taken; return its vector.
+
+        ``entered`` says whether the vCPU has been in KVM_RUN since its registers were set.
+        """
+        return self._inject(entered)
+
+    def enter_once(self) -> Exit:
+        """Enter the guest once and return the exit, which nobody has heard of yet."""
+        for tell in self._hooks("enter"):
+            tell(self._vcpu.id)
+        exit = self._vcpu.run()
+        self._take_coalesced()
+        return exit
+
+    def take(self, exit: Exit) -> Stop | None:
+        """Let the observers hear of ``exit``, and do what it wants; return why the run is over, or None."""
+        with self._control.lock:
+            self._note(exit)
+            return self.handle(exit)
+
     def handle(self, exit: Exit) -> Stop | None:
         """Do what ``exit`` wants, with the lock held. Returns why the run is over, or None to go on."""
         match exit:
@@ -341,14 +364,15 @@ class RunLoop:
                 return stop
         return None
 
-    def _inject(self, entered: bool) -> None:
+    def _inject(self, entered: bool) -> int | None:
         """Hand the CPU an interrupt if one waits and the CPU can take it, or have KVM say when it can.
 
         See: api.rst, KVM_INTERRUPT and request_interrupt_window. After an injection there may be one more waiting.
         """
         source, vcpu = self._interrupts, self._vcpu
+        vector = None
         if source is None:
-            return
+            return None
         if source.output and entered and vcpu.ready_for_interrupt_injection:
             with self._control.lock:
                 vector = source.acknowledge()
@@ -356,6 +380,7 @@ class RunLoop:
                     tell(vcpu.id, vector)
                 vcpu.interrupt(vector)
         vcpu.request_interrupt_window = source.output
+        return vector
 
     def _access_msr(self, exit: Rdmsr | Wrmsr) -> None:
         try:

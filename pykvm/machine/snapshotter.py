@@ -144,6 +144,12 @@ class Snapshotter:
         parts.debugcon_log.put_back(situation.debugcon)
         parts.control.put_back(situation.requests, parts.wake_up)
 
+    @property
+    def devices(self) -> dict[str, HasState]:
+        """Return the devices that are saved, by name. Raises: ConfigurationError if one cannot be."""
+        self._look_around()
+        return dict(self._devices)
+
     def begin_empty(self) -> None:
         """Take it that memory is all zeros, as in a machine that was just made: it need not be looked at then."""
         self._count_writes()

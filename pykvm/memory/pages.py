@@ -71,20 +71,22 @@ class PageTable:
 
     def put_back_different(self, image: PageImage, pages: Iterable[Gpa] | None = None) -> None:
         """Do what ``put_back`` does, of all pages by default, and leave alone those that are like ``image`` already."""
-        looked_at = self._all_pages() if pages is None else pages
-        self.put_back(image, (page for page in looked_at if self._read(page) != image.get(page, ZERO_PAGE)))
+        looked_at = self.all_pages() if pages is None else pages
+        self.put_back(image, (page for page in looked_at if self.read(page) != image.get(page, ZERO_PAGE)))
+
+    def read(self, page: Gpa) -> bytes:
+        """Return what ``page`` holds now."""
+        region = self._region(page)
+        return region.mapping[page - region.gpa : page - region.gpa + PAGE_SIZE]
+
+    def all_pages(self) -> Iterator[Gpa]:
+        """Return all pages there are, by the addresses that a PageImage knows them by."""
+        return (Gpa(page) for region in self._own for page in range(region.gpa, region.end, PAGE_SIZE))
 
     # ---- inside ----
 
     def _region(self, page: int) -> Region:
         return next(region for region in self._own if region.gpa <= page < region.end)
-
-    def _read(self, page: Gpa) -> bytes:
-        region = self._region(page)
-        return region.mapping[page - region.gpa : page - region.gpa + PAGE_SIZE]
-
-    def _all_pages(self) -> Iterator[Gpa]:
-        return (Gpa(page) for region in self._own for page in range(region.gpa, region.end, PAGE_SIZE))
 
     def _owner(self, page: Gpa) -> Gpa:
         for alias in self._aliases:

@@ -15,7 +15,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pykvm.observe.stepping.stepper import Stepper
     from pykvm.observe.stepping.step import (
         Access,
         Arrival,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         Stretch,
         Watchpoint,
     )
+    from pykvm.observe.stepping.stepper import Stepper
 
 __all__ = [
     "Access",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Exit, Regs, Sregs
 from pykvm.machine import Stop
-from pykvm.units import Gpa
+from pykvm.machine.diary import MemoryChange
 from pykvm.x86 import Instruction
 
 __all__ = [
@@ -31,18 +31,6 @@ __all__ = [
 ]
 
 LINEAR_LIMIT = 1 << 64
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryChange:
-    """The bytes ``old`` at guest-physical ``gpa`` became ``new``, which are as many. All differ, or nearly all."""
-
-    gpa: Gpa
-    old: bytes
-    new: bytes
-
-    def __str__(self) -> str:
-        return f"[{self.gpa:#x}] {self.old.hex(' ')} -> {self.new.hex(' ')}"
 
 
 class EventKind(enum.Enum):
