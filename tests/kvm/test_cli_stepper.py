@@ -33,12 +33,15 @@ def load() -> Iterator[Load]:
     """Returns a function that makes a guest of an image, or of the name of a bundled one."""
     with ExitStack() as stack:
 
-        def make(image: Image | str, memory: str = "2M") -> SteppedGuest:
+        def make(image: Image | str) -> SteppedGuest:
             if isinstance(image, str):
                 bundled = find_guest(image)
                 assert bundled is not None
                 image = open_image(bundled.image, name=bundled.name, mode=Mode(bundled.mode))
-            machine = stack.enter_context(Machine(memory))
+                machine = Machine(bundled.memory, irqchip=bundled.irqchip, cpus=bundled.cpus)
+            else:
+                machine = Machine("2M")
+            stack.enter_context(machine)
             machine.load(image)
             return stack.enter_context(SteppedGuest(machine, image, Namespace()))
 
@@ -177,6 +180,17 @@ def test_quitting_stops_an_endless_guest(load: Load) -> None:
     assert at(load(assemble("1: jmp 1b", mode=Mode.REAL)), scenario).return_code == 0
 
 
+def test_a_cpu_that_waits_to_be_started_does_not_keep_the_other_from_going_on(load: Load) -> None:
+    async def scenario(seat: Seat) -> None:
+        assert "CPU 0" in await seat.look()
+        assert "CPU 1" in await seat.press("u")
+        assert "halted" in await seat.press("s")
+        assert "the guest cannot go on, b goes back" in await seat.press("s")
+        assert "CPU 0: it is awake" in await seat.press("u", "3", "c")
+
+    at(load("19-second-cpu"), scenario)
+
+
 # ---- the docs ----
 
 
@@ -187,7 +201,7 @@ def test_the_picture_in_the_docs_is_what_the_screen_shows(load: Load) -> None:
     async def scenario(seat: Seat) -> None:
         assert await seat.press(*"ssssssss", "3") == shown[1].rstrip("\n")
 
-    at(load("02-hello-real", "1M"), scenario)
+    at(load("02-hello-real"), scenario)
 
 
 # ---- on a terminal ----

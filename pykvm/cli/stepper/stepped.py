@@ -22,7 +22,7 @@ from pykvm.cli.stepper.look import Look
 from pykvm.cli.stepper.words import arrived, stepped, undone
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Regs, Sregs
-from pykvm.machine import Crashed, Machine, Stop, Stopped
+from pykvm.machine import Crashed, Halted, Machine, Stop, Stopped
 from pykvm.observe.stepping import Arrival, Stepper, Watchpoint
 
 __all__ = ["SteppedGuest"]
@@ -121,7 +121,7 @@ class SteppedGuest:
     @contextlib.contextmanager
     def _going(self) -> Iterator[None]:
         if self._stop is not None:
-            raise ConfigurationError(f"the guest cannot go on ({self._stop}): b goes back")
+            raise ConfigurationError(f"the guest cannot go on, b goes back: {self._stop}")
         self._interrupted.clear()
         began = time.monotonic()
         try:
@@ -177,7 +177,9 @@ class SteppedGuest:
         count = len(self._machine.vcpus)
         if count == 1:
             raise ConfigurationError("this machine has one CPU")
-        self._cpu = (self._cpu + 1) % count
+        self._cpu, self._why = (self._cpu + 1) % count, ""
+        if isinstance(self._stop, Halted):
+            self._stop = None  # one CPU waits; another may go on, and wake it
 
     def interrupt(self) -> None:
         """Have the command under way end soon. From any thread; does nothing if there is none."""
