@@ -16,7 +16,7 @@ from pykvm.errors import DisassemblyError
 if TYPE_CHECKING:
     import capstone
 
-__all__ = ["Instruction", "disassemble", "instruction_at"]
+__all__ = ["Instruction", "disassemble", "instruction_at", "make_decoder"]
 
 _LINEAR = (1 << 64) - 1  # linear addresses wrap at 64 bits
 
@@ -55,14 +55,15 @@ def instruction_at(code: bytes, address: int, width: int) -> Instruction | None:
 
 def _decode(code: bytes, address: int, width: int, count: int) -> Iterator[Instruction]:
     # count: how many instructions at most, 0 for all
-    decoder = _decoder(width)
+    decoder = make_decoder(width)
     offset = 0
     for at, size, mnemonic, operands in decoder.disasm_lite(code, address & _LINEAR, count):
         yield Instruction(at, bytes(code[offset : offset + size]), mnemonic, operands)
         offset += size
 
 
-def _decoder(width: int) -> capstone.Cs:
+def make_decoder(width: int) -> capstone.Cs:
+    """Return a new decoder of code of ``width`` bits, in AT&T syntax. Raises: DisassemblyError."""
     import capstone
 
     modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
