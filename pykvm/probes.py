@@ -203,6 +203,11 @@ _DEBUG_PROBES = (
         "KVM_SET_GUEST_DEBUG stops after every instruction",
         _STEPPED(partial(_stops_first_at, REAL_LOAD + 1)),
     ),
+    _debug_probe(
+        "single-step-ring3",
+        "a single step of KVM_SET_GUEST_DEBUG is seen in ring 3 of long mode",
+        _Debugged(NOP_UD2, Mode.LONG, GuestDebugControl.SINGLESTEP, partial(_stops_first_at, LOAD + 1), ring=3),
+    ),
     _debug_probe("single-step-hlt", "a single step over HLT shows KVM_EXIT_HLT", _STEPPED(_shows_hlt_second)),
     _debug_probe(
         "hw-breakpoint-ring0",

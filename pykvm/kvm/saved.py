@@ -30,7 +30,7 @@ from pykvm.kvm.batch import Step
 from pykvm.kvm.calls import Calls
 from pykvm.kvm.constants import IrqchipId
 from pykvm.kvm.descriptor import check_error
-from pykvm.kvm.structs import Regs, Sregs, from_c
+from pykvm.kvm.structs import DebugRegs, Regs, Sregs, from_c
 
 if TYPE_CHECKING:
     from pykvm._shim import CData
@@ -170,6 +170,17 @@ class SavedVcpu(_Saved):
     def sregs(self) -> Sregs:
         """Return segments, tables and control registers."""
         return from_c(Sregs, self._structures["sregs"])
+
+    @property
+    def debugregs(self) -> DebugRegs:
+        """Return the guest's debug registers."""
+        return from_c(DebugRegs, self._structures["debugregs"])
+
+    @property
+    def coming_exception(self) -> int | None:
+        """Return the vector of the exception that the guest takes at the next KVM_RUN, None if there is none."""
+        exception = self._structures["events"].exception
+        return int(exception.nr) if exception.injected else None
 
     @property
     def pieces(self) -> dict[str, bytes]:

@@ -31,10 +31,12 @@ from pykvm.kvm import (
     MpState,
     MpStateValue,
 )
+from pykvm.kvm.structs import ExceptionEvent
 from pykvm.machine.control import TICK
 from pykvm.machine.diary import Diary
 from pykvm.machine.moment import Moments
 from pykvm.machine.prepared import HasState
+from pykvm.machine.ring3 import DB, execute_iret, step_in_ring_3
 from pykvm.machine.runloop import DeferredInterrupt, RunLoop
 from pykvm.machine.snapshotter import Parts
 from pykvm.machine.stop import Halted, Stop, Stopped
@@ -54,6 +56,8 @@ class Wanted:
     """What is known of the step to come: RIP is ``linear``, the instruction there may be HLT, or repeat by REP.
 
     ``handler_of`` returns the linear address of a vector's handler; ``guard`` is one to stop at as well.
+    ``coming`` is the vector of an exception that the CPU takes before it executes anything. ``is_unseen``
+    says that KVM shows no step there, and ``is_iret`` that it may lead to where none is shown: see ``ring3``.
     """
 
     linear: int
@@ -61,17 +65,23 @@ class Wanted:
     repeats: bool
     handler_of: Callable[[int], int | None]
     guard: int | None = None
+    coming: int | None = None
+    is_unseen: bool = False
+    is_iret: bool = False
 
 
 @dataclass(slots=True)
 class Happened:
     """What a step came to. ``vector`` is the interrupt that was handed to the CPU, ``stop`` why it cannot go on.
 
+    ``exception`` is the vector of one that was seen on its way; others may have been raised.
+
     ``is_over`` is False if nothing was executed, because somebody did not want to wait any longer.
     """
 
     exits: list[Exit] = field(default_factory=list)
     vector: int | None = None
+    exception: int | None = None
     stop: Stop | None = None
     is_touched: bool = False
     is_over: bool = True
@@ -125,6 +135,15 @@ class SlowMotion:
         for vcpu in self._parts.vcpus:
             vcpu.set_guest_debug(GuestDebugControl(0))
 
+    def raise_debug(self, cpu: int, hit: int) -> None:
+        """Have ``cpu`` take #DB at the next step, with the bits ``hit`` set in its DR6."""
+        vcpu = self._parts.vcpus[cpu]
+        debug, events = vcpu.get_debugregs(), vcpu.get_vcpu_events()
+        debug.dr6 |= hit
+        events.exception = ExceptionEvent(injected=1, nr=DB)
+        vcpu.set_debugregs(debug)
+        vcpu.set_vcpu_events(events)
+
     def begins_anew(self) -> None:
         """Take note that moments were put back: a CPU's last exit is what the moment says."""
         self._entered = [True] * len(self._entered)
@@ -134,7 +153,7 @@ class SlowMotion:
 
         Raises: SnapshotError if ``should_stop`` in the middle of an instruction; whatever a device raises; KvmError.
         """
-        happened = Happened()
+        happened = Happened(exception=wanted.coming)
         with self._parts.control.lock:
             happened.is_touched = self._parts.events.pass_time(INSTRUCTION_TIME)
         if self._is_ready(cpu, happened, should_stop):
@@ -191,12 +210,16 @@ class SlowMotion:
     def _enter(self, cpu: int, wanted: Wanted, happened: Happened, should_stop: Callable[[], bool]) -> None:
         loop, ticks = self._parts.loops[cpu], 0
         for _ in range(MOST_PARTS):
-            if happened.vector is None and not happened.exits:
+            if happened.vector is None and happened.exception is None and not happened.exits:
                 happened.vector = loop.inject(entered=self._entered[cpu])
             happened.is_touched |= happened.vector is not None
-            self._arm(cpu, wanted, happened.vector)
-            exit = loop.enter_once()
-            self._entered[cpu] = True
+            if (
+                wanted.is_iret
+                and happened.vector is None
+                and execute_iret(self._parts.memories[0], self._parts.vcpus[cpu])
+            ):
+                return
+            exit = self._enter_once(cpu, wanted, happened)
             match exit:
                 case Intr():
                     ticks += 1
@@ -205,7 +228,8 @@ class SlowMotion:
                 case IrqWindowOpen():
                     loop.take(exit)
                 case Debug():
-                    if not (wanted.repeats and exit.pc == wanted.linear and happened.vector is None):
+                    is_event = happened.vector is not None or happened.exception is not None
+                    if is_event or not (wanted.repeats and exit.pc == wanted.linear):
                         self._finish_hlt(cpu, wanted, exit, happened)
                         return
                 case _:
@@ -213,10 +237,24 @@ class SlowMotion:
                         return
         # What is left of a long REP is the next step's.
 
+    def _executes_iret(self, cpu: int, wanted: Wanted, happened: Happened) -> bool:
+        if not wanted.is_iret or happened.vector is not None or happened.exception is not None:
+            return False
+        return execute_iret(self._parts.memories[0], self._parts.vcpus[cpu])
+
+    def _enter_once(self, cpu: int, wanted: Wanted, happened: Happened) -> Exit:
+        loop, self._entered[cpu] = self._parts.loops[cpu], True
+        if wanted.is_unseen and happened.vector is None and wanted.coming is None:
+            exit, happened.exception = step_in_ring_3(loop, self._parts.vcpus[cpu], wanted.handler_of)
+            return exit
+        self._arm(cpu, wanted, happened.vector)
+        return loop.enter_once()
+
     def _arm(self, cpu: int, wanted: Wanted, vector: int | None) -> None:
         control = GuestDebugControl.ENABLE | GuestDebugControl.SINGLESTEP
-        places = {wanted.guard, None if vector is None else wanted.handler_of(vector)} - {None}
-        breakpoints = [HardwareBreakpoint(place) for place in places if place is not None]
+        handlers = [wanted.handler_of(taken) for taken in (vector, wanted.coming) if taken is not None]
+        places = {place for place in (wanted.guard, *handlers) if place is not None}
+        breakpoints = list(map(HardwareBreakpoint, places))
         if breakpoints:
             control |= GuestDebugControl.USE_HW_BP
         self._parts.vcpus[cpu].set_guest_debug(control, encode_breakpoints(breakpoints))

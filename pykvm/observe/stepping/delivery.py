@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pykvm.kvm import Regs, Sregs
 from pykvm.observe.stepping.reading import Next, Reader
@@ -47,8 +48,13 @@ def handler_of(reader: Reader, sregs: Sregs, vector: int) -> int | None:
     return _gate_address(reader, sregs, reader.read(sregs.idt.base + size * vector, size, sregs), size)
 
 
-def taken(reader: Reader, now: Next, before: tuple[Regs, Sregs], after: tuple[Regs, Sregs]) -> Delivery | None:
-    """Return what the CPU took instead of, or by, the instruction ``now``, going from ``before`` to ``after``."""
+def taken(
+    reader: Reader, now: Next, before: tuple[Regs, Sregs], after: tuple[Regs, Sregs], last: int
+) -> Delivery | None:
+    """Return what the CPU took instead of, or by, the instruction ``now``, going from ``before`` to ``after``.
+
+    ``last`` is the vector of the exception that KVM handed to the CPU last, as far as it knows.
+    """
     place = linear_rip(*after)
     if place in now.successors and not _is_odd(now, before[0], after[0]):
         return None
@@ -59,7 +65,7 @@ def taken(reader: Reader, now: Next, before: tuple[Regs, Sregs], after: tuple[Re
     if not found:
         return None
     handler = next((handler for _, handler in found if handler == place), found[0][1])
-    vector = _choose([vector for vector, other in found if other == handler], now, before, after)
+    vector = _choose([vector for vector, other in found if other == handler], now, before, after, last)
     return Delivery(Event(_kind(vector, now, before), vector), handler, handler == place)
 
 
@@ -88,7 +94,7 @@ def _has_frame(reader: Reader, now: Next, before: tuple[Regs, Sregs], after: tup
     words = [int.from_bytes(stack[at : at + size], "little") for at in range(0, len(stack) - size + 1, size)]
     mask = (1 << 8 * size) - 1
     wanted = [(rip & mask, selector) for rip in rips]
-    return any((rip, cs & 0xFFFF) in wanted for rip, cs in zip(words, words[1:], strict=False))
+    return any((rip, cs & 0xFFFF) in wanted for rip, cs in pairwise(words))
 
 
 def _frame_slot(sregs: Sregs) -> int:
@@ -122,7 +128,9 @@ def _is_at(reader: Reader, handler: int, after: tuple[Regs, Sregs]) -> bool:
     return place in reader.at(handler, cpu_mode(after[1], after[0]).width, after[1]).successors
 
 
-def _choose(vectors: list[int], now: Next, before: tuple[Regs, Sregs], after: tuple[Regs, Sregs]) -> int | None:
+def _choose(
+    vectors: list[int], now: Next, before: tuple[Regs, Sregs], after: tuple[Regs, Sregs], last: int
+) -> int | None:
     """Return which of ``vectors``, which have the same handler, it was; None if nobody can tell."""
     if len(vectors) == 1:
         return vectors[0]
@@ -136,6 +144,7 @@ def _choose(vectors: list[int], now: Next, before: tuple[Regs, Sregs], after: tu
         likely.append(UNDEFINED)
     if before[1].cr2 != after[1].cr2:
         likely.append(PAGE_FAULT)
+    likely.append(last)
     return next((vector for vector in likely if vector in vectors), None)
 
 

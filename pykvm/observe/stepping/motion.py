@@ -24,7 +24,9 @@ from pykvm.observe.stepping.delivery import Delivery, handler_of, taken
 from pykvm.observe.stepping.history import Entry, History
 from pykvm.observe.stepping.reading import Next, Reader
 from pykvm.observe.stepping.step import Event, EventKind, Step, Stretch
-from pykvm.x86 import linear_rip
+from pykvm.observe.stepping.traps import own_watchpoints_hit
+from pykvm.probes import probe
+from pykvm.x86 import Efer, cpu_mode, linear_rip
 
 __all__ = ["Motion"]
 
@@ -76,6 +78,7 @@ class Motion:
                 _events(happened, delivery),
                 happened.stop if happened.is_over else Stopped(),
             )
+            self._raise_own(cpu, step)
             if happened.is_over or changes or after.devices is not before.devices:
                 self.history.add(Entry(before, step))
             return step
@@ -122,9 +125,17 @@ class Motion:
     def _try(
         self, cpu: int, now: Next, should_stop: Callable[[], bool], guard: int | None
     ) -> tuple[Happened, Moment, tuple[MemoryChange, ...]]:
-        sregs = self.registers(cpu)[1]
+        regs, sregs = self.registers(cpu)
+        is_unseen = self._is_unseen(regs, sregs)
         wanted = Wanted(
-            now.address, now.is_hlt, now.repeats, lambda vector: handler_of(self.reader, sregs, vector), guard
+            now.address,
+            now.is_hlt,
+            now.repeats,
+            lambda vector: handler_of(self.reader, sregs, vector),
+            guard,
+            self._now.vcpus[cpu].coming_exception,
+            is_unseen=is_unseen,
+            is_iret=now.is_iret and not is_unseen and not _shows_ring_3(),
         )
         happened = self._slow.step(cpu, wanted, should_stop)
         is_plain = now.is_plain and happened.stop is None and happened.vector is None
@@ -132,10 +143,23 @@ class Motion:
         self._now = after
         return happened, after, self._slow.diary.look()
 
+    def _is_unseen(self, regs: Regs, sregs: Sregs) -> bool:
+        return bool(sregs.efer & Efer.LMA.value) and cpu_mode(sregs, regs).ring == 3 and not _shows_ring_3()
+
     def _delivery(self, cpu: int, now: Next, before: tuple[Regs, Sregs], happened: Happened) -> Delivery | None:
-        if happened.vector is not None or not happened.is_over or happened.stop is not None:
+        if happened.vector is not None or happened.exception is not None:
             return None
-        return taken(self.reader, now, before, self.registers(cpu))
+        if not happened.is_over or happened.stop is not None:
+            return None
+        last = self.machine.vcpus[cpu].get_vcpu_events().exception.nr
+        return taken(self.reader, now, before, self.registers(cpu), last)
+
+    def _raise_own(self, cpu: int, step: Step) -> None:
+        """Have the CPU take the #DB that KVM has kept from it, or never raised."""
+        hit = own_watchpoints_hit(step, self._now.vcpus[cpu].debugregs)
+        if hit and step.stop is None:
+            self._slow.raise_debug(cpu, hit)
+            self._now = self._slow.moments.take_again(self._now, cpu, is_plain=False, is_touched=False)
 
     def _go_back(self, moment: Moment, changes: tuple[MemoryChange, ...]) -> None:
         self._slow.diary.undo(changes)
@@ -173,6 +197,10 @@ class Motion:
         return known
 
 
+def _shows_ring_3() -> bool:
+    return probe("single-step-ring3").works
+
+
 def _decoded(saved: SavedVcpu) -> tuple[Regs, Sregs]:
     return saved.regs, saved.sregs
 
@@ -184,4 +212,6 @@ def _differ(one: Moment, other: Moment) -> bool:
 def _events(happened: Happened, delivery: Delivery | None) -> tuple[Event, ...]:
     if happened.vector is not None:
         return (Event(EventKind.INTERRUPT, happened.vector),)
+    if happened.exception is not None:
+        return (Event(EventKind.EXCEPTION, happened.exception),)
     return () if delivery is None else (delivery.event,)

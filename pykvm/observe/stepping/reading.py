@@ -30,24 +30,24 @@ REPEATS = bytes((0xF2, 0xF3))
 REX = range(0x40, 0x50)  # in 64-bit code
 STRINGS = frozenset((*range(0x6C, 0x70), 0xA4, 0xA5, 0xA6, 0xA7, *range(0xAA, 0xB0)))
 HLT, TWO_BYTES = 0xF4, 0x0F
+IRETQ = b"\x48\xcf"
 # Opcodes that may change XMM and its like, x87, MSRs or debug registers: WAIT, ESC, and VEX and EVEX or LES and LDS.
 NOT_PLAIN = frozenset((0x9B, *range(0xD8, 0xE0), 0xC4, 0xC5, 0x62))
 # Of the opcodes of two bytes those that may not: SETcc, Jcc, CMOVcc, NOP, bit strings, MOVZX and MOVSX and so on.
-PLAIN_AFTER_0F = frozenset(
-    (0x00, 0x02, 0x03, 0x06, 0x0B, 0x0D, *range(0x18, 0x23), 0x31, 0x32, *range(0x40, 0x50), *range(0x80, 0xAE))
-    + (*range(0xAF, 0xC2), *range(0xC8, 0xD0))
-) - {0x21}
+_PLAIN = [range(0x18, 0x21), range(0x40, 0x50), range(0x80, 0xAE), range(0xAF, 0xC2), range(0xC8, 0xD0)]
+PLAIN_AFTER_0F = frozenset((0x00, 0x02, 0x03, 0x06, 0x0B, 0x0D, 0x22, 0x31, 0x32)).union(*_PLAIN)
 JUMPS = ("j", "call", "loop", "xbegin")
 
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """The instruction at linear ``address``, None where it cannot be read; ``successors`` are where it leads at once."""
+    """The instruction at linear ``address``, None where it cannot be read; ``successors`` are where it may lead."""
 
     address: int
     instruction: Instruction | None
     is_hlt: bool = False
     repeats: bool = False
+    is_iret: bool = False  # to 64-bit code
     is_plain: bool = False
     successors: frozenset[int] = frozenset()
 
@@ -132,6 +132,7 @@ def _look_at(address: int, instruction: Instruction | None, width: int) -> Next:
         address,
         instruction,
         is_hlt=opcode[0] == HLT,
+        is_iret=code == IRETQ and width == 64,
         repeats=opcode[0] in STRINGS and any(prefix in REPEATS for prefix in prefixes),
         is_plain=is_plain,
         successors=frozenset(_successors(instruction, width)),

@@ -440,7 +440,6 @@ def _addresses(places: Iterable[int]) -> frozenset[int]:
 
 def _return_address(step: Step) -> int | None:
     """Return the linear address at which what ``step`` began goes on, None if it began nothing."""
-    regs, sregs = step.before
     length = len(step.instruction.bytes) if step.instruction else 0
     following = step.address + length
     if step.events:

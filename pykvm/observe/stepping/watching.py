@@ -20,12 +20,12 @@ from pykvm.x86.operands import MemoryAccess, memory_accesses
 __all__ = ["changed", "touched"]
 
 
-def touched(reader: Reader, step: Step, watchpoints: Sequence[Watchpoint]) -> Watchpoint | None:
+def touched(reader: Reader, step: Step | Stretch, watchpoints: Sequence[Watchpoint]) -> Watchpoint | None:
     """Return the first of ``watchpoints`` that ``step`` has hit, None if it has hit none."""
     if not watchpoints:
         return None
     operands: tuple[MemoryAccess, ...] = ()
-    if step.instruction is not None and not step.events:
+    if isinstance(step, Step) and step.instruction is not None and not step.events:
         operands = memory_accesses(step.instruction.bytes, *step.before)
     for watchpoint in watchpoints:
         if any(_hits(watchpoint, operand) for operand in operands):
