@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from pykvm.devices import PicPair
 from pykvm.devices.pic import CASCADE, Pic
+from pykvm.errors import PykvmError
 from pykvm.kvm import IrqchipId, Vcpu, Vm
 from pykvm.machine.interrupts import Interrupts
 
-__all__ = ["Controller", "decode_lapic", "decode_pic", "look_at_controllers"]
+__all__ = ["Controller", "decode_lapic", "decode_pic", "has_taken_interrupts", "look_at_controllers"]
 
 # Bytes of struct kvm_pic_state, in the order of <asm/kvm.h>: last_irr, irr, imr, isr, priority_add, irq_base.
 PIC_IRR, PIC_IMR, PIC_ISR, PIC_BASE = 1, 2, 3, 5
@@ -51,6 +52,15 @@ def look_at_controllers(interrupts: Interrupts, vm: Vm, vcpu: Vcpu) -> tuple[Con
     if interrupts.kind.has_local_apic:
         found.append(decode_lapic(f"local APIC of CPU {vcpu.id}", vcpu.get_lapic()))
     return tuple(found)
+
+
+def has_taken_interrupts(vcpu: Vcpu) -> bool:
+    """Return whether ``vcpu`` has ever taken an interrupt; True where KVM does not count them."""
+    try:
+        counted = vcpu.stats().get("irq_injections")
+    except PykvmError:
+        return True
+    return counted is None or counted.value > 0
 
 
 def decode_pic(name: str, state: bytes) -> Controller:

@@ -26,6 +26,8 @@ def what_happened(scene: Scene) -> str:
     match scene.stop:
         case Crashed(exit=Shutdown()):
             return tell(scene, find_story(scene))
+        case Crashed(exit=InternalError(suberror=InternalErrorSuberror.EMULATION)) if not scene.code():
+            return "KVM could not read an instruction at RIP, to emulate it"
         case Crashed(exit=InternalError(suberror=InternalErrorSuberror.EMULATION)):
             return "KVM had to emulate an instruction that its emulator does not know"
         case Crashed(exit=InternalError(suberror=suberror)):
@@ -51,15 +53,18 @@ def likely_cause(scene: Scene) -> str:
 
 
 def remark(scene: Scene) -> str:
-    """Return a sentence on a guest that halted for ever though it had prepared for interrupts; else an empty string."""
+    """Return a sentence on a guest that halted for ever though it had prepared for interrupts; else an empty string.
+
+    It is for one that has never taken any: many a guest ends by HLT on purpose, when it has done what it is for.
+    """
     if scene.regs.rflags & Rflags.IF.value:
         return ""
     awaited = [f"{one.name}: vector {min(one.open):#x}" for one in scene.controllers if one.open]
     if not awaited:
         return ""
     return (
-        f"halted with RFLAGS.IF = 0 at {scene.rip:#x}, though interrupts are not masked ({'; '.join(awaited)}): "
-        "if they were to end this HLT, sti must come before it"
+        f"halted for good: RFLAGS.IF is 0 at {scene.rip:#x}, though an interrupt is awaited ({'; '.join(awaited)}); "
+        "for it to end the HLT, sti must come before that"
     )
 
 

@@ -138,12 +138,13 @@ def _cause_of_first(scene: Scene, story: Story) -> str:
     if fault.vector != PF:
         return fault.reason
     is_forbidden = fault.error_code is not None and bool(fault.error_code & PageFaultCode.P.value)
+    reason = fault.reason.partition(": ")[2] or fault.reason
     if fault.address == scene.rip:
         what = "that may not be executed" if is_forbidden else "that the page tables do not map"
-        return f"RIP points to an address {what}: {fault.reason}"
+        return f"RIP points to an address {what}: {reason}"
     where = f" at {fault.address:#x}" if fault.address is not None else ""
     holds = ", which CR2 holds" if fault.address == scene.sregs.cr2 else ""
-    return f"a page fault (#PF){where}{holds}: {fault.reason.partition(': ')[2] or fault.reason}"
+    return f"a page fault (#PF){where}{holds}: {reason}"
 
 
 def _cause_of_next(scene: Scene, link: Link) -> str:

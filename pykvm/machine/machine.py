@@ -21,7 +21,7 @@ from pykvm.devices import Unclaimed
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
 from pykvm.kvm import CallLog, Regs
 from pykvm.machine.control import TICK
-from pykvm.machine.controllers import look_at_controllers
+from pykvm.machine.controllers import has_taken_interrupts, look_at_controllers
 from pykvm.machine.diagnosis import remark
 from pykvm.machine.hardware import Outside, to_dirty
 from pykvm.machine.interrupts import IrqchipKind, to_irqchip
@@ -212,13 +212,17 @@ class Machine(Rewindable):
                 self._journal.end(stop)
         last_exits = self._last_exits.exits(cpu)
         text = note = ""
-        if isinstance(stop, Crashed | TimedOut | Interrupted | Halted):
+        may_be_odd = isinstance(stop, Halted) and self.interrupts.kind is not IrqchipKind.NONE
+        if isinstance(stop, Crashed | TimedOut | Interrupted) or may_be_odd:
             vcpu, guilty = self.vcpus[cpu], cpus[cpu]
             scene = Scene(
                 *(stop, guilty.registers, guilty.sregs, self.memory, last_exits, exits, duration, self._image),
                 *(cpu, cpus, vcpu.get_vcpu_events(), look_at_controllers(self.interrupts, self.vm, vcpu)),
             )
-            text, note = ("", remark(scene)) if isinstance(stop, Halted) else (report(scene), "")
+            if not may_be_odd:
+                text = report(scene)
+            elif not has_taken_interrupts(vcpu):
+                note = remark(scene)
         output = self._serial_log.output(), self._debugcon_log.output()
         return RunResult(stop, cpu, cpus, *output, exits, last_exits, duration, text, note)
 

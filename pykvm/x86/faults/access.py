@@ -105,7 +105,7 @@ def _forbidden(moment: Moment, found: Walk, access: Access, is_user: bool) -> st
         return f"{_lacking(found, Pte.W)} has W = 0, so the page is read-only{obeys}"
     if access & Access.EXECUTE:
         if not found.executable:
-            return f"{_holding(found, Pte.NX)} has NX = 1 and EFER.NXE is set, so the page may not be executed"
+            return f"{_holding(found, Pte.NX)} has NX = 1, and EFER.NXE makes that count"
         if not is_user and found.user and _has(moment, Cr4.SMEP):
             return "it is a page of ring 3 (U = 1), and with CR4.SMEP ring 0 may not execute it"
     elif not is_user and found.user and _has(moment, Cr4.SMAP) and not moment.regs.rflags & Rflags.AC.value:

@@ -197,7 +197,7 @@ def test_a_reserved_bit(memory: GuestMemory) -> None:
 def test_a_page_that_may_not_be_executed(memory: GuestMemory) -> None:
     moment = make(memory, "90", rip=UNMAPPED + CODE)
     remap(moment, Pte.NX.value)
-    check(moment, PF, 17, "PML4[1] has NX = 1 and EFER.NXE is set")
+    check(moment, PF, 17, "PML4[1] has NX = 1, and EFER.NXE makes that count")
 
 
 def test_a_page_that_may_not_be_written(memory: GuestMemory) -> None:
