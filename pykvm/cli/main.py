@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from pykvm.cli import cpuid, disasm, doctor, explain, guests, replay, run
+from pykvm.cli import cpuid, disasm, doctor, explain, guests, replay, run, step
 from pykvm.cli.streams import discard_output, fill_closed_streams, say
 from pykvm.errors import KvmError, KvmUnavailableError, PykvmError
 
@@ -106,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, replay, guests, doctor, cpuid, explain, disasm):
+    for module in (run, step, replay, guests, doctor, cpuid, explain, disasm):
         module.add_parser(commands)
     return parser
 

@@ -123,7 +123,8 @@ class Reason(enum.Enum):
     BREAKPOINT = "breakpoint"
     WATCHPOINT = "watchpoint"
     CONDITION = "condition"
-    LIMIT = "limit"  # of steps, or of time
+    LIMIT = "limit"  # of steps
+    TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"  # ``should_stop`` said so
     STOP = "stop"  # the guest cannot go on: ``Arrival.stop``
     HISTORY = "history"  # reverse: there is nothing older

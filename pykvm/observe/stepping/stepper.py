@@ -149,7 +149,8 @@ class Stepper:
     ) -> Arrival:
         """Go on, on all CPUs, until one is about to execute the instruction at one of ``breakpoints`` (linear).
 
-        Or until one accesses what ``watchpoints`` watch, ``condition(step)`` is true, ``limit`` steps were made,
+        Or until one accesses what ``watchpoints`` watch, ``condition(step)``, which sees every
+        step, is true, ``limit`` steps were made,
         ``timeout`` seconds have passed, ``should_stop()`` says so (it is asked at least ten times a second), or the
         guest cannot go on. A CPU leaves the breakpoint at which it stands. At full speed where that is possible, which
         is with up to four breakpoints, and no watchpoints, conditions and limits; ``stepping`` forbids it.
@@ -241,15 +242,23 @@ class Stepper:
     ) -> Arrival:
         deadline = None if timeout is None else time.monotonic() + timeout
         cpus, left = _Turns(len(self._machine.vcpus)), limit
+
+        def is_over() -> bool:
+            return should_stop() or (deadline is not None and time.monotonic() >= deadline)
+
         while True:
             for cpu in cpus.next_round():
                 if should_stop():
                     return self._arrive(Reason.INTERRUPTED, cpu, start)
-                if left == 0 or (deadline is not None and time.monotonic() >= deadline):
+                if left == 0:
                     return self._arrive(Reason.LIMIT, cpu, start)
-                step = self._step_in_turn(cpu, cpus, should_stop)
+                if deadline is not None and time.monotonic() >= deadline:
+                    return self._arrive(Reason.TIMEOUT, cpu, start)
+                step = self._step_in_turn(cpu, cpus, is_over)
                 if cpus.are_all_idle:
                     return self._arrive(Reason.STOP, cpu, start, stop=Halted())
+                if step.stop == Stopped() and not should_stop() and is_over():
+                    return self._arrive(Reason.TIMEOUT, cpu, start)
                 arrival = None if cpus.is_idle(cpu) else self._look_at(step, places, watched, condition, start)
                 if arrival is not None:
                     return arrival
@@ -273,6 +282,7 @@ class Stepper:
         start: int,
     ) -> Arrival | None:
         """Return why ``step`` was the last, or None if it was not."""
+        is_met = condition is not None and condition(step)
         if step.stop == Stopped():
             return self._arrive(Reason.INTERRUPTED, step.cpu, start)
         hit = touched(self._motion.reader, step, watched)
@@ -282,7 +292,7 @@ class Stepper:
             return self._arrive(Reason.WATCHPOINT, step.cpu, start, watchpoint=hit)
         if linear_rip(*step.after) in places:
             return self._arrive(Reason.BREAKPOINT, step.cpu, start)
-        if condition is not None and condition(step):
+        if is_met:
             return self._arrive(Reason.CONDITION, step.cpu, start)
         return None
 
@@ -329,7 +339,7 @@ class Stepper:
             case Stopped():
                 return self._arrive(Reason.INTERRUPTED, result.cpu, start)
             case TimedOut():
-                return self._arrive(Reason.LIMIT, result.cpu, start)
+                return self._arrive(Reason.TIMEOUT, result.cpu, start)
         return self._arrive(Reason.STOP, result.cpu, start, stop=result.stop)
 
     def _run_to(
