@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,7 +144,11 @@ def _output(path: str | None) -> Iterator[Write]:
 def _run_batch(machine: Machine, image: Image, options: argparse.Namespace) -> int:
     from pykvm.observe.stepping import Stepper
 
+    exits, began = 0, time.perf_counter()
+
     def show(step: Step) -> bool:
+        nonlocal exits
+        exits += len(step.exits)
         print(format_step(step, image))
         return False
 
@@ -154,21 +159,23 @@ def _run_batch(machine: Machine, image: Image, options: argparse.Namespace) -> i
             )
         finally:
             sys.stdout.flush()
-        return _end(machine, stepper.position, arrival, options.timeout)
+        stop = _stop_of(arrival, options.timeout)
+        return _end(machine, stepper.position, stop, arrival.cpu, exits, time.perf_counter() - began)
 
 
-def _end(machine: Machine, steps: int, arrival: Arrival, timeout: float | None) -> int:
-    """Say why it is over, on stderr, and return the exit status."""
+def _stop_of(arrival: Arrival, timeout: float | None) -> Stop | None:
     from pykvm.machine import TimedOut
     from pykvm.observe.stepping import Reason
 
+    return TimedOut(timeout) if arrival.reason is Reason.TIMEOUT and timeout is not None else arrival.stop
+
+
+def _end(machine: Machine, steps: int, stop: Stop | None, cpu: int, exits: int, duration: float) -> int:
+    """Say why it is over, on stderr, and return the exit status."""
     what = f"{steps} step{'' if steps == 1 else 's'}"
-    stop: Stop | None = arrival.stop
-    if stop is None and arrival.reason is Reason.TIMEOUT and timeout is not None:
-        stop = TimedOut(timeout)
     if stop is None:
         say(f"pykvm: {what}, and the guest goes on: -n takes more")
         return 0
-    result = machine.result(stop, cpu=arrival.cpu)
+    result = machine.result(stop, exits, duration, cpu)
     say(f"pykvm: {result.report}" if result.report else f"pykvm: {stop}, after {what}")
     return result.status

@@ -77,6 +77,8 @@ SHOWN = slice(
     ffi.offsetof("struct kvm_run", "ready_for_interrupt_injection"), ffi.offsetof("struct kvm_run", "apic_base")
 )
 
+DR7_ENABLES = 0xFF  # L0 to G3 (SDM volume 3, section 17.2.4)
+
 _HAS_NONE = (errno.EINVAL, errno.ENXIO)  # what the kernel answers who asks for an optional piece that is not there
 
 
@@ -175,6 +177,11 @@ class SavedVcpu(_Saved):
     def debugregs(self) -> DebugRegs:
         """Return the guest's debug registers."""
         return from_c(DebugRegs, self._structures["debugregs"])
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Return whether one of the guest's own breakpoints, or watchpoints, is switched on in DR7."""
+        return bool(self._structures["debugregs"].dr7 & DR7_ENABLES)
 
     @property
     def coming_exception(self) -> int | None:

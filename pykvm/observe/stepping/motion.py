@@ -156,8 +156,11 @@ class Motion:
 
     def _raise_own(self, cpu: int, step: Step) -> None:
         """Have the CPU take the #DB that KVM has kept from it, or never raised."""
-        hit = own_watchpoints_hit(step, self._now.vcpus[cpu].debugregs)
-        if hit and step.stop is None:
+        saved = self._now.vcpus[cpu]
+        if not saved.has_breakpoints or step.stop is not None:
+            return
+        hit = own_watchpoints_hit(step, saved.debugregs)
+        if hit:
             self._slow.raise_debug(cpu, hit)
             self._now = self._slow.moments.take_again(self._now, cpu, is_plain=False, is_touched=False)
 

@@ -21,12 +21,11 @@ ENABLE, ENABLE_BITS = 0b11, 2
 FIELDS, FIELD_BITS = 16, 4
 LENGTHS = (1, 2, 8, 4)  # as DR7 writes them
 WANTED = {BreakpointKind.WRITE: Access.WRITE, BreakpointKind.READ_WRITE: Access.READ | Access.WRITE}
-ANY_ENABLED = 0xFF
 
 
 def own_watchpoints_hit(step: Step, debug: DebugRegs) -> int:
     """Return the bits of DR6 for those watchpoints in ``debug`` that ``step`` has hit."""
-    if not debug.dr7 & ANY_ENABLED or step.instruction is None or step.events:
+    if step.instruction is None or step.events:
         return 0
     accesses = memory_accesses(step.instruction.bytes, *step.before)
     hit = 0
