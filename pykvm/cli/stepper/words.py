@@ -50,7 +50,7 @@ def arrived(arrival: Arrival) -> str:
             return f"watchpoint: {watchpoint.access.value} of {watchpoint.length} {bytes_} at {watchpoint.address:#x}"
         case Arrival(reason=Reason.HISTORY):
             return "as far back as the history goes"
-        case Arrival(reason=Reason.LIMIT):
+        case Arrival(reason=Reason.TIMEOUT):
             return "the time limit was reached"
         case Arrival(reason=Reason.INTERRUPTED):
             return "interrupted"

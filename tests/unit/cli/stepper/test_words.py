@@ -65,7 +65,7 @@ def test_what_is_undone_is_named() -> None:
         (Arrival(Reason.BREAKPOINT, 0, 0x8004, 1), "breakpoint at 0x8004"),
         (Arrival(Reason.INTERRUPTED, 0, 0x8004, 1), "interrupted"),
         (Arrival(Reason.HISTORY, 0, 0x8004, 1), "as far back as the history goes"),
-        (Arrival(Reason.LIMIT, 0, 0x8004, 1), "the time limit was reached"),
+        (Arrival(Reason.TIMEOUT, 0, 0x8004, 1), "the time limit was reached"),
         (Arrival(Reason.STOP, 0, 0x8004, 1, stop=Halted()), str(Halted())),
         (Arrival(Reason.WATCHPOINT, 0, 0x8004, 1, Watchpoint(0x9000)), "watchpoint: write of 1 byte at 0x9000"),
         (
