@@ -59,12 +59,12 @@ def remark(scene: Scene) -> str:
     """
     if scene.regs.rflags & Rflags.IF.value:
         return ""
-    awaited = [f"{one.name}: vector {min(one.open):#x}" for one in scene.controllers if one.open]
+    awaited = [f"vector {min(one.open):#x} ({one.name})" for one in scene.controllers if one.open]
     if not awaited:
         return ""
     return (
-        f"halted for good: RFLAGS.IF is 0 at {scene.rip:#x}, though an interrupt is awaited ({'; '.join(awaited)}); "
-        "for it to end the HLT, sti must come before that"
+        f"halted for good at {scene.rip:#x}: RFLAGS.IF is 0, so that {' and '.join(awaited)} cannot end the HLT; "
+        "sti must come before it"
     )
 
 

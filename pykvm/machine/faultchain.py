@@ -196,18 +196,20 @@ def _what(scene: Scene) -> str:
 
 def _sentences(scene: Scene, link: Link, before: Link | None) -> list[str]:
     """Return what became of an exception; ``before`` is the one that led to it."""
-    whose = "its" if before is None else f"{link.fault.name}'s"
+    whose, lines = "its" if before is None else f"{link.fault.name}'s", []
     if before is not None and link.fault.vector == DF and isinstance(before.outcome, Undelivered):
-        whose = f"{before.fault.name} and then {before.outcome.fault.name} are a double fault (#DF); its"
+        whose = "its"
+        lines = [f"{before.fault.name} and then {before.outcome.fault.name} are a double fault (#DF)"]
     match link.outcome:
         case Undelivered(fault):
-            return [f"{whose} handler could not run ({fault.name}): {fault.reason}"]
+            return [*lines, f"{whose} handler could not run ({fault.name}): {fault.reason}"]
         case TripleFault(fault):
-            return [f"{whose} handler could not run ({fault.name}): {fault.reason}", "and so the CPU shut down"]
+            last = f"{whose} handler could not run ({fault.name}): {fault.reason}"
+            return [*lines, last, "and so the CPU shut down"]
         case Delivered():
-            return _delivered(scene.moment, link.fault, link.outcome)
+            return [*lines, *_delivered(scene.moment, link.fault, link.outcome)]
         case Unclear(reason):
-            return [f"whether {whose} handler could run is not known: {reason}"]
+            return [*lines, f"whether {whose} handler could run is not known: {reason}"]
         case _:
             assert_never(link.outcome)
 

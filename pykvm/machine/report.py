@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import textwrap
 
-from pykvm.boot import source_line
+from pykvm.boot import bundled_guests, source_line
+from pykvm.errors import ImageError
 from pykvm.kvm import FailEntry, InternalError, Shutdown
 from pykvm.machine.diagnosis import likely_cause, what_happened
 from pykvm.machine.faultchain import find_story
@@ -132,7 +133,7 @@ def _other_cpus(scene: Scene) -> str:
 def _see(scene: Scene) -> str:
     match scene.stop:
         case Crashed(exit=Shutdown()):
-            return f"pykvm explain exit 8{_exception(scene)}, docs/book/mistakes.md"
+            return f"pykvm explain exit 8{_exception(scene)}, {_chapter(scene)}"
         case Crashed(exit=InternalError(suberror=suberror)):
             return f"pykvm explain internal-error {suberror}; pykvm doctor --probe (what this host's KVM cannot run)"
         case Crashed(exit=FailEntry(hardware_entry_failure_reason=reason)):
@@ -140,8 +141,18 @@ def _see(scene: Scene) -> str:
         case Crashed(exit=exit):
             return f"pykvm explain exit {exit.reason.value}"
         case TimedOut():
-            return "--timeout SECONDS gives it more time; docs/book/mistakes.md"
+            return f"--timeout SECONDS gives it more time; {_chapter(scene)}"
     return ""
+
+
+def _chapter(scene: Scene) -> str:
+    """Return the guest's own chapter if it is a bundled one, else the one on mistakes."""
+    name = scene.image.name if scene.image is not None else ""
+    try:
+        is_bundled = any(guest.name == name for guest in bundled_guests())
+    except ImageError:  # installed without them
+        is_bundled = False
+    return f"docs/book/{name if is_bundled else 'mistakes'}.md"
 
 
 def _exception(scene: Scene) -> str:

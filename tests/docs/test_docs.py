@@ -4,8 +4,8 @@
     ```python test_it.py
                 is a file: those of a page are in one folder, and pytest runs those whose names begin with test_
     ```output   is what the python block before it prints
-    ```console  is run line by line, where the files before it are: a "$ " begins a command, its output on stdout and
-                stderr follows
+    ```console  is run line by line, where the files before it and the folder guests/ are: a "$ " begins a command, its
+                output on stdout and stderr follows
     ```asm ```c in a chapter of the book quote lines of its guest's sources
 
 In what is expected, a line of "..." stands for any lines, and "..." inside a line for any text.
@@ -169,6 +169,7 @@ def test_python_blocks_run_and_print_what_they_say(path: Path) -> None:
 def test_a_console_block_shows_what_is_printed(block: Block, tmp_path: Path) -> None:
     skip_what_this_host_lacks(*re.findall(r"pykvm run (\S+)", block.text))
     write_files(tmp_path, block.path, before=block.line)
+    (tmp_path / "guests").symlink_to(ROOT / "guests")
     status = 0
     for command, expected in commands_of(block):
         ran = subprocess.run(

@@ -77,7 +77,7 @@ MISTAKES: dict[str, tuple[int, str, tuple[str, ...]]] = {
         "the guest was still running",
         ("still in service in the master 8259A (vector 0x20)", "without an EOI"),
     ),
-    "hlt-without-sti": (0, "", ("RFLAGS.IF is 0", "master 8259A: vector 0x20", "sti must come before")),
+    "hlt-without-sti": (0, "", ("RFLAGS.IF is 0", "vector 0x20 (master 8259A)", "sti must come before")),
     "no-sipi": (124, "the guest was still running", ("CPU 1 never started (waits for SIPI)", "INIT, then SIPI")),
     "endless-loop": (
         124,

@@ -152,7 +152,7 @@ class _Gate:
 
 def _beyond(limit: int, vector: int, first: int, last: int) -> str:
     if limit == 0:
-        return f"no IDT was loaded: IDTR's limit is 0, and vector {vector} needs bytes {first:#x} to {last:#x}"
+        return f"no IDT (IDTR's limit is 0), and vector {vector} needs bytes {first:#x} to {last:#x}"
     return f"IDTR's limit is {limit:#x}, and vector {vector} needs bytes {first:#x} to {last:#x}"
 
 
