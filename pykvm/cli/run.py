@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
             cpus=settings.cpus,
             devices=settings.devices,
             rom=target.rom,
+            assist=options.assist,
             serial_output=display.hold_back if display.is_live else terminal.write,
             serial_input=None if options.screen else terminal.read,
             debugcon_output=display.hold_back if display.is_live else terminal.write,

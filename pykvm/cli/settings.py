@@ -55,6 +55,12 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         metavar="MSR=VALUE",
         help="an MSR, by number or name, that holds VALUE until the guest writes it; repeatable",
     )
+    parser.add_argument(
+        "--assist",
+        action="store_true",
+        help="finish instructions that this host's KVM cannot emulate (needs Unicorn: pip install "
+        "'pykvm-hypervisor[assist]')",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,10 @@ class Debugger:
         else:
             self._watched.pop(cpu, None)
 
+    def is_watching(self, cpu: int) -> bool:
+        """Return whether ``cpu`` is being debugged."""
+        return cpu in self._watched
+
     def stopped(self, cpu: int, exit: Debug) -> None:
         """Take note that ``exit`` of ``cpu`` ended a run: the next one goes on from there."""
         self._stopped_at[cpu] = exit.pc

@@ -82,7 +82,8 @@ def _unknown_instruction(scene: Scene) -> str | None:
                 return _where_rip_went(scene)
             return (
                 "KVM emulates instructions that touch device memory, and on some hosts all of ring 0, "
-                "and its emulator lacks this one; 'pykvm doctor --probe' lists what this host lacks"
+                "and its emulator lacks this one: --assist finishes such instructions in user space; "
+                "'pykvm doctor --probe' lists what this host lacks"
             )
     return None
 

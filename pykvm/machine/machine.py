@@ -20,6 +20,7 @@ from pykvm.boot import Image, Platform, flat_image, open_image
 from pykvm.devices import Unclaimed
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
 from pykvm.kvm import CallLog, Regs
+from pykvm.machine.assist import Assist
 from pykvm.machine.control import TICK
 from pykvm.machine.controllers import has_taken_interrupts, look_at_controllers
 from pykvm.machine.diagnosis import remark
@@ -51,7 +52,7 @@ class Machine(Rewindable):
     "kernel" or "split" (see ``pykvm.machine.interrupts``); ``cpus`` above 1 needs one of the last two. ``cpuid`` makes
     what CPUID tells the guest from what the host supports; ``devices`` names optional ones; ``dirty`` keeps track of
     the pages the guest writes, by KVM's "log" or its "ring": see ``dirty_pages``. ``rom`` ends at 4 GiB, where the CPU
-    starts after reset.
+    starts after reset. ``assist`` finishes instructions that KVM cannot emulate: see ``pykvm.machine.assist``.
 
     ``serial_output`` gets what the guest prints as it comes, ``serial_input(n)`` is asked for up to n bytes when the
     guest looks for some, and must not block. ``strict_io`` makes an access that no device claims an error. All these
@@ -71,6 +72,7 @@ class Machine(Rewindable):
         devices: Sequence[str] = (),
         dirty: str | None = None,
         rom: bytes = b"",
+        assist: bool = False,
         serial_output: Callable[[bytes], object] | None = None,
         serial_input: Callable[[int], bytes] | None = None,
         debugcon_output: Callable[[bytes], object] | None = None,
@@ -95,6 +97,7 @@ class Machine(Rewindable):
             ioctls,
         )
         super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty), rom)
+        self.assist = self._make_assist() if assist else None
         self._last_exits = LastExits()
         self._observers: tuple[Observer, ...] = (self._last_exits, *observers)
         self._make_loops()
@@ -223,6 +226,8 @@ class Machine(Rewindable):
                 text = report(scene)
             elif not has_taken_interrupts(vcpu):
                 note = remark(scene)
+            if isinstance(stop, Crashed) and self.assist is not None and self.assist.refusal:
+                text += f"\n  assist         {self.assist.refusal}"
         output = self._serial_log.output(), self._debugcon_log.output()
         return RunResult(stop, cpu, cpus, *output, exits, last_exits, duration, text, note)
 
@@ -259,6 +264,7 @@ class Machine(Rewindable):
                 cpuid=lambda _: self.cpuid,
                 devices=self._devices,
                 dirty=None if self._dirty is None else self._dirty.value,
+                assist=self.assist is not None,
                 serial_output=serial_output,
                 serial_input=serial_input,
                 debugcon_output=debugcon_output,
@@ -343,6 +349,19 @@ class Machine(Rewindable):
         self._check_open()
         if self.is_running:
             raise InUseError("this machine is running: stop() it, and set it up when run() has returned")
+
+    def _make_assist(self) -> Assist:
+        try:
+            assist = Assist(self.vcpus, self.memory)
+        except BaseException:
+            self._closed = True
+            self._resources.close()
+            raise
+        self._resources.callback(assist.close)
+        self._handlers.assist = assist.finish
+        self._handlers.debug = assist.debug_before(self._debugger)
+        self._handlers.on_tick = assist.look
+        return assist
 
     def _put(self, image: Image) -> None:
         image.load(self.memory)

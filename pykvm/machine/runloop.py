@@ -129,7 +129,8 @@ class ExitHandlers:
     """What to do at the exits that are not for a device on a bus.
 
     ``rdmsr(index)`` and ``wrmsr(index, value)`` raise MsrRefusedError for #GP. ``hypercall`` returns the guest's RAX;
-    ``debug`` why a breakpoint or step of a vCPU ends the run, or None to go on;
+    ``debug`` why a breakpoint or step of a vCPU ends the run, or None to go on; ``assist`` whether it finished the
+    instruction that KVM could not emulate; ``on_tick`` hears now and then that a vCPU is out of KVM_RUN;
     ``drain`` the writes that KVM has kept back in a coalesced zone, oldest first; ``is_idle`` whether, vCPU 0 being
     halted with interrupts off, no other vCPU can do anything either. None: nobody asked for such exits.
     """
@@ -142,6 +143,8 @@ class ExitHandlers:
     drain: Callable[[], Sequence[IoOut | MmioWrite]] | None = None
     is_idle: Callable[[], bool] | None = None
     debug: Callable[[int, Debug], Stop | None] | None = None
+    assist: Callable[[int, InternalError], bool] | None = None
+    on_tick: Callable[[int], None] | None = None
 
 
 class RunLoop:
@@ -301,6 +304,8 @@ class RunLoop:
                 self._handlers.dirty_ring_full()
             case Debug() if self._handlers.debug is not None:
                 return self._handlers.debug(self._vcpu.id, exit)
+            case InternalError() if self._handlers.assist is not None and self._handlers.assist(self._vcpu.id, exit):
+                pass  # the instruction is finished
             case Shutdown() | FailEntry() | InternalError() | MemoryFault() | SystemEvent() | Unknown():
                 return Crashed(exit)
             case Debug() | ExceptionExit() | Hypercall() | Notify() | DirtyRingFull():
@@ -336,6 +341,8 @@ class RunLoop:
             if handlers.drain is not None:
                 self._take_coalesced()
             if isinstance(exit, Intr):
+                if handlers.on_tick is not None:
+                    handlers.on_tick(id)
                 stop = tick() if tick is not None else None
             else:
                 with lock:

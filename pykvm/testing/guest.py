@@ -19,7 +19,7 @@ from typing import Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack, ove
 from pykvm.boot import Image
 from pykvm.devices import Unclaimed
 from pykvm.errors import ConfigurationError
-from pykvm.kvm import Exit, IoOut, MmioWrite, Regs, Sregs
+from pykvm.kvm import CallLog, Exit, IoOut, MmioWrite, Regs, Sregs
 from pykvm.machine import DEFAULT_TIMEOUT, IrqchipKind, Machine, Observer, Output, RunResult, Stop
 from pykvm.memory import GuestMemory
 from pykvm.testing.assembly import Assembler, Place, caller
@@ -43,12 +43,15 @@ class MachineOptions(TypedDict, total=False):
     cpuid: Callable[[Cpuid], Cpuid] | None
     devices: Sequence[str]
     dirty: str | None
+    rom: bytes
+    assist: bool
     serial_output: Callable[[bytes], object] | None
     serial_input: Callable[[int], bytes] | None
     debugcon_output: Callable[[bytes], object] | None
     on_unclaimed: Callable[[Unclaimed], None] | None
     strict_io: bool
     observers: Sequence[Observer]
+    ioctls: CallLog | None
 
 
 class SnippetOptions(MachineOptions, total=False):
