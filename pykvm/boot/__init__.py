@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Expectation,
         bundled_guests,
         find_guest,
+        is_bundled,
         probe_settings,
         suggest,
     )
@@ -49,6 +50,7 @@ __all__ = [
     "elf_image",
     "find_guest",
     "flat_image",
+    "is_bundled",
     "mp_table",
     "open_image",
     "probe_settings",
@@ -67,6 +69,7 @@ _HOMES = {
         "Expectation",
         "bundled_guests",
         "find_guest",
+        "is_bundled",
         "probe_settings",
         "suggest",
     ),

@@ -24,6 +24,7 @@ __all__ = [
     "build_all",
     "bundled_guests",
     "find_guest",
+    "is_bundled",
     "probe_settings",
     "read_guest",
     "suggest",
@@ -102,6 +103,11 @@ def find_guest(name: str, bundle: Path = BUNDLE) -> BundledGuest | None:
         if name in (guest.name, guest.short_name, guest.name.partition("-")[0]):
             return guest
     return None
+
+
+def is_bundled(name: str, bundle: Path = BUNDLE) -> bool:
+    """Return whether ``name`` is all of a bundled guest's name; reads no guest."""
+    return bundle.is_dir() and any(path.name == name and (path / SETTINGS).is_file() for path in bundle.iterdir())
 
 
 def suggest(name: str, bundle: Path = BUNDLE) -> list[str]:

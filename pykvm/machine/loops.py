@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pykvm.machine.scene import Scene
 from pykvm.x86 import Instruction, disassemble
-from pykvm.x86.faults.access import translate
+from pykvm.x86.faults import read_code
 
 __all__ = ["Loop", "find_loop"]
 
@@ -35,7 +35,7 @@ class Loop:
 
 def find_loop(scene: Scene) -> Loop | None:
     """Return the loop in whose code RIP is, None if there is none to be seen."""
-    for one in disassemble(_read(scene, scene.rip, REACH), scene.rip, scene.width):
+    for one in disassemble(read_code(scene.moment, scene.rip, REACH), scene.rip, scene.width):
         if one.mnemonic.startswith(NO_WAY_ON):
             return None
         target = _target(one)
@@ -54,19 +54,6 @@ def _target(instruction: Instruction) -> int | None:
 
 def _body(scene: Scene, start: int, last: Instruction) -> Loop | None:
     size = last.address + len(last.bytes) - start
-    found = disassemble(_read(scene, start, size), start, scene.width)
+    found = disassemble(read_code(scene.moment, start, size), start, scene.width)
     # Unless an instruction begins at RIP, this is not how the CPU reads the code.
     return Loop(tuple(found)) if any(one.address == scene.rip for one in found) else None
-
-
-def _read(scene: Scene, address: int, size: int) -> bytes:
-    """Return up to ``size`` bytes of code from linear ``address`` on, as many as are mapped and there."""
-    data = b""
-    while len(data) < size:
-        here = address + len(data)
-        gpa = translate(scene.moment, here)
-        part = None if gpa is None else scene.moment.read(gpa, min(size - len(data), 0x1000 - here % 0x1000))
-        if part is None:
-            break
-        data += part
-    return data

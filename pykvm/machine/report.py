@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import textwrap
 
-from pykvm.boot import bundled_guests, source_line
-from pykvm.errors import ImageError
+from pykvm.boot import is_bundled, source_line
 from pykvm.kvm import FailEntry, InternalError, Shutdown
 from pykvm.machine.diagnosis import likely_cause, what_happened
 from pykvm.machine.faultchain import find_story
@@ -148,11 +147,7 @@ def _see(scene: Scene) -> str:
 def _chapter(scene: Scene) -> str:
     """Return the guest's own chapter if it is a bundled one, else the one on mistakes."""
     name = scene.image.name if scene.image is not None else ""
-    try:
-        is_bundled = any(guest.name == name for guest in bundled_guests())
-    except ImageError:  # installed without them
-        is_bundled = False
-    return f"docs/book/{name if is_bundled else 'mistakes'}.md"
+    return f"docs/book/{name if is_bundled(name) else 'mistakes'}.md"
 
 
 def _exception(scene: Scene) -> str:

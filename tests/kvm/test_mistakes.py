@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from pykvm import Machine, RunResult
+from pykvm.boot import find_guest, open_image
+from pykvm.machine import Halted
+from pykvm.testing import Guests
 
 FOLDER = Path(__file__).parent.parent.parent / "guests" / "mistakes"
 PAGE = FOLDER.parent.parent / "docs" / "book" / "mistakes.md"
@@ -87,18 +91,19 @@ MISTAKES: dict[str, tuple[int, str, tuple[str, ...]]] = {
 }
 
 
-def options_of(path: Path) -> list[str]:
-    """Return the options that the source's header names."""
-    for line in path.read_text().partition("*/")[0].splitlines():
-        label, _, value = line.strip(" *").partition(":")
-        if label == "Options":
-            return shlex.split(value)
-    return []
+def options_of(path: Path) -> dict[str, Any]:
+    """Return what the options that the source's header names are to a Machine, its ``load`` and its ``run``."""
+    given = next((line for line in path.read_text().splitlines() if line.startswith(" * Options:")), "")
+    words = shlex.split(given.partition(":")[2])
+    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
-def run(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pykvm.cli.main", "run", str(path), "--timeout", "10", *options_of(path), *options]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+def run(name: str, **options: str) -> RunResult:
+    path = FOLDER / f"{name}.S"
+    chosen = options_of(path) | options
+    with Machine("16M", irqchip=chosen.get("irqchip", "none"), cpus=int(chosen.get("cpus", 1))) as machine:
+        machine.load(open_image(path), ring=int(chosen.get("ring", 0)))
+        return machine.run(float(chosen.get("timeout", 10)))
 
 
 def words_of(report: str) -> str:
@@ -109,9 +114,9 @@ def words_of(report: str) -> str:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_report_names_the_true_cause(name: str) -> None:
     status, first, causes = MISTAKES[name]
-    ran = run(FOLDER / f"{name}.S")
-    assert ran.returncode == status, ran.stderr
-    report = words_of(ran.stderr)
+    result = run(name)
+    report = words_of(result.report or result.note)
+    assert result.status == status, report
     assert f"what happened {first}" in report if first else "what happened" not in report
     for cause in causes:
         assert cause in report
@@ -119,15 +124,22 @@ def test_the_report_names_the_true_cause(name: str) -> None:
 
 @pytest.mark.parametrize("irqchip", ["kernel", "split"])
 def test_a_missing_eoi_is_seen_in_every_arrangement_of_controllers(irqchip: str) -> None:
-    ran = run(FOLDER / "no-eoi.S", "--irqchip", irqchip)
-    assert "still in service in the master 8259A (vector 0x20)" in words_of(ran.stderr)
+    assert "still in service in the master 8259A (vector 0x20)" in words_of(run("no-eoi", irqchip=irqchip).report)
 
 
 @pytest.mark.parametrize("irqchip", ["kernel", "split"])
 def test_a_hlt_without_sti_is_remarked_on_in_every_arrangement(irqchip: str) -> None:
-    ran = run(FOLDER / "hlt-without-sti.S", "--irqchip", irqchip)
-    assert ran.returncode == 0
-    assert "sti must come before" in words_of(ran.stderr)
+    result = run("hlt-without-sti", irqchip=irqchip)
+    assert result.status == 0
+    assert "sti must come before" in result.note
+
+
+def test_a_guest_that_has_taken_its_interrupts_may_halt_for_good(guest: Guests) -> None:
+    bundled = find_guest("28-scheduler")
+    assert bundled is not None
+    result = guest(open_image(bundled.image), mode="long", irqchip="user", memory=bundled.memory, timeout=10)
+    assert isinstance(result.stop, Halted)
+    assert result.run.note == ""
 
 
 def test_every_mistake_has_a_test_and_a_section_in_the_book() -> None:

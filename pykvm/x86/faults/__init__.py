@@ -6,7 +6,7 @@ guest may have put anything into registers, tables and memory: nothing here rais
 
 from __future__ import annotations
 
-from pykvm.x86.faults.decoded import code_at_rip
+from pykvm.x86.faults.decoded import code_at_rip, read_code
 from pykvm.x86.faults.delivery import (
     Delivered,
     Link,
@@ -35,4 +35,5 @@ __all__ = [
     "deliver",
     "first_fault",
     "handler_fault",
+    "read_code",
 ]

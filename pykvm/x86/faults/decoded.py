@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pykvm.units import PAGE_SIZE
 from pykvm.x86.disassembly import make_decoder
 from pykvm.x86.faults.access import translate
 from pykvm.x86.faults.moment import Moment
@@ -17,7 +18,7 @@ from pykvm.x86.operands import MemoryAccess, memory_accesses, opcode_of
 if TYPE_CHECKING:
     import capstone
 
-__all__ = ["IO_SENSITIVE", "LONGEST", "PRIVILEGED", "REGISTER", "Decoded", "code_at_rip", "decode"]
+__all__ = ["IO_SENSITIVE", "LONGEST", "PRIVILEGED", "REGISTER", "Decoded", "code_at_rip", "decode", "read_code"]
 
 LONGEST = 15  # bytes (SDM volume 2, section 2.3.11)
 REGISTER = 1  # capstone's CS_OP_REG
@@ -74,15 +75,25 @@ class Decoded:
 
 def code_at_rip(moment: Moment) -> bytes:
     """Return up to 15 bytes at RIP, as many as are mapped and there."""
-    start = linear_rip(moment.regs, moment.sregs)
+    return read_code(moment, linear_rip(moment.regs, moment.sregs), LONGEST)
+
+
+def read_code(moment: Moment, address: int, size: int) -> bytes:
+    """Return up to ``size`` bytes from linear ``address`` on, as many as are mapped and there, whoever may use them."""
     data = b""
-    for offset in range(LONGEST):
-        gpa = translate(moment, start + offset & moment.linear_mask)
-        byte = None if gpa is None else moment.read(gpa, 1)
-        if byte is None:
+    while len(data) < size:
+        here = address + len(data) & moment.linear_mask
+        part = _read_page(moment, here, min(size - len(data), PAGE_SIZE - here % PAGE_SIZE))
+        if not part:
             break
-        data += byte
+        data += part
     return data
+
+
+def _read_page(moment: Moment, address: int, size: int) -> bytes:
+    """Return up to ``size`` bytes of one page: memory begins and ends with whole pages."""
+    gpa = translate(moment, address)
+    return b"" if gpa is None else moment.read(gpa, size) or b""
 
 
 def decode(moment: Moment, code: bytes) -> Decoded | None:
