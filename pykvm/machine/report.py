@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 
-from pykvm.boot import is_bundled, source_line
+from pykvm.boot import source_line
 from pykvm.kvm import FailEntry, InternalError, Shutdown
 from pykvm.machine.diagnosis import likely_cause, what_happened
 from pykvm.machine.faultchain import find_story
@@ -146,6 +146,8 @@ def _see(scene: Scene) -> str:
 
 def _chapter(scene: Scene) -> str:
     """Return the guest's own chapter if it is a bundled one, else the one on mistakes."""
+    from pykvm.boot import is_bundled  # which reads files, and is loaded when a guest has crashed
+
     name = scene.image.name if scene.image is not None else ""
     return f"docs/book/{name if is_bundled(name) else 'mistakes'}.md"
 

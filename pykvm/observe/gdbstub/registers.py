@@ -215,14 +215,12 @@ def _with(structure: T, name: str, value: object) -> T:
 
 
 def _segment(sregs: Sregs, name: str) -> Segment:
-    segment = getattr(sregs, name)
-    assert isinstance(segment, Segment)
+    segment: Segment = getattr(sregs, name)
     return segment
 
 
 def _table(sregs: Sregs, name: str) -> DescriptorTable:
-    table = getattr(sregs, name)
-    assert isinstance(table, DescriptorTable)
+    table: DescriptorTable = getattr(sregs, name)
     return table
 
 

@@ -7,7 +7,17 @@ import sys
 
 import pytest
 
-HEAVY = ("capstone", "rich", "elftools", "hypothesis", "tomllib", "subprocess", "importlib.metadata")
+HEAVY = (
+    "capstone",
+    "rich",
+    "elftools",
+    "hypothesis",
+    "textual",
+    "unicorn",
+    "tomllib",
+    "subprocess",
+    "importlib.metadata",
+)
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -33,7 +43,7 @@ def test_the_kvm_layer_knows_nothing_above_it() -> None:
 
 
 def test_the_command_line_loads_no_library_before_it_knows_the_command() -> None:
-    assert not loaded_by("import pykvm.cli.main") & {"capstone", "rich", "elftools", "hypothesis", "importlib.metadata"}
+    assert not loaded_by("import pykvm.cli.main") & {"capstone", "rich", "textual", "hypothesis", "importlib.metadata"}
 
 
 def test_every_public_name_can_be_imported() -> None:

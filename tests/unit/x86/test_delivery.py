@@ -124,7 +124,9 @@ def test_real_mode_takes_any_vector_for_an_address(memory: GuestMemory) -> None:
 # ---- the gate ----
 
 
-@pytest.mark.parametrize(("limit", "words"), [(0, "no IDT (IDTR's limit is 0)"), (0x6E, "IDTR's limit is 0x6e, and vector 6")])
+@pytest.mark.parametrize(
+    ("limit", "words"), [(0, "no IDT (IDTR's limit is 0)"), (0x6E, "IDTR's limit is 0x6e, and vector 6")]
+)
 def test_a_gate_beyond_the_limit_is_a_general_protection_fault(memory: GuestMemory, limit: int, words: str) -> None:
     moment = make(memory)
     moment.sregs.idt.limit = limit
