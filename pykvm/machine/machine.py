@@ -22,19 +22,16 @@ from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, Imag
 from pykvm.kvm import CallLog, Regs
 from pykvm.machine.assist import Assist
 from pykvm.machine.control import TICK
-from pykvm.machine.controllers import has_taken_interrupts, look_at_controllers
-from pykvm.machine.diagnosis import remark
+from pykvm.machine.explaining import explain
 from pykvm.machine.hardware import Outside, to_dirty
 from pykvm.machine.interrupts import IrqchipKind, to_irqchip
 from pykvm.machine.journal import Journal
 from pykvm.machine.observer import LastExits, Observer
 from pykvm.machine.output import OutputLog
-from pykvm.machine.report import report
 from pykvm.machine.result import CpuResult, RunResult
 from pykvm.machine.rewinding import Rewindable
 from pykvm.machine.runloop import DeferredInterrupt, RunLoop
-from pykvm.machine.scene import Scene
-from pykvm.machine.stop import Breakpoint, Crashed, Halted, Interrupted, Stop, Stopped, TimedOut
+from pykvm.machine.stop import Breakpoint, Stop, Stopped
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import GiB, format_size
 from pykvm.x86 import Cpuid, CpuState, Mode, format_registers, set_up, to_mode
@@ -214,20 +211,7 @@ class Machine(Rewindable):
             with self.lock:
                 self._journal.end(stop)
         last_exits = self._last_exits.exits(cpu)
-        text = note = ""
-        may_be_odd = isinstance(stop, Halted) and self.interrupts.kind is not IrqchipKind.NONE
-        if isinstance(stop, Crashed | TimedOut | Interrupted) or may_be_odd:
-            vcpu, guilty = self.vcpus[cpu], cpus[cpu]
-            scene = Scene(
-                *(stop, guilty.registers, guilty.sregs, self.memory, last_exits, exits, duration, self._image),
-                *(cpu, cpus, vcpu.get_vcpu_events(), look_at_controllers(self.interrupts, self.vm, vcpu)),
-            )
-            if not may_be_odd:
-                text = report(scene)
-            elif not has_taken_interrupts(vcpu):
-                note = remark(scene)
-            if isinstance(stop, Crashed) and self.assist is not None and self.assist.refusal:
-                text += f"\n  assist         {self.assist.refusal}"
+        text, note = explain(self, stop, cpu, cpus, last_exits, exits, duration, self._image)
         output = self._serial_log.output(), self._debugcon_log.output()
         return RunResult(stop, cpu, cpus, *output, exits, last_exits, duration, text, note)
 
