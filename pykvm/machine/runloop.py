@@ -256,12 +256,13 @@ class RunLoop:
 
     # ---- one entry at a time: see ``slowmotion`` ----
 
-    def inject(self, *, entered: bool) -> int | None:
+    def inject(self, *, entered: bool, is_woken: bool) -> int | None:
         """Hand the CPU an interrupt if one waits and can be taken; return its vector.
 
-        ``entered`` says whether the vCPU has been in KVM_RUN since its registers were set.
+        ``entered`` says whether the vCPU has been in KVM_RUN since its registers were set, ``is_woken`` that it was
+        halted, and can take one whatever the last exit has said.
         """
-        return self._inject(entered)
+        return self._inject(entered, is_woken=is_woken)
 
     def enter_once(self) -> Exit:
         """Enter the guest once and return the exit, which nobody has heard of yet."""
@@ -277,6 +278,12 @@ class RunLoop:
             self._note(exit)
             return self.handle(exit)
 
+    def take_hlt(self, *, is_waiting: bool) -> Stop | None:
+        """Do what ``take`` does, of a HLT that KVM has not seen; ``is_waiting``: with interrupts on."""
+        with self._control.lock:
+            self._note(Hlt())
+            return self._halt(is_waiting=is_waiting)
+
     def handle(self, exit: Exit) -> Stop | None:
         """Do what ``exit`` wants, with the lock held. Returns why the run is over, or None to go on."""
         match exit:
@@ -291,7 +298,7 @@ class RunLoop:
             case MmioRead():
                 self._answer(exit, self._mmio.read(exit.address, exit.size))
             case Hlt():
-                return self._halt()
+                return self._halt(is_waiting=self._vcpu.if_flag)
             case SystemEvent(type=SystemEventType.SHUTDOWN | SystemEventType.RESET):
                 return ShutdownRequested(exit)
             case Rdmsr() | Wrmsr():
@@ -352,8 +359,8 @@ class RunLoop:
             if stop is not None:
                 return stop
 
-    def _halt(self) -> Stop | None:
-        if self._interrupts is None or not self._vcpu.if_flag:
+    def _halt(self, *, is_waiting: bool) -> Stop | None:
+        if self._interrupts is None or not is_waiting:
             return Halted()
         self._halted = True
         return None
@@ -371,7 +378,7 @@ class RunLoop:
                 return stop
         return None
 
-    def _inject(self, entered: bool) -> int | None:
+    def _inject(self, entered: bool, *, is_woken: bool = False) -> int | None:
         """Hand the CPU an interrupt if one waits and the CPU can take it, or have KVM say when it can.
 
         See: api.rst, KVM_INTERRUPT and request_interrupt_window. After an injection there may be one more waiting.
@@ -380,7 +387,7 @@ class RunLoop:
         vector = None
         if source is None:
             return None
-        if source.output and entered and vcpu.ready_for_interrupt_injection:
+        if source.output and (is_woken or (entered and vcpu.ready_for_interrupt_injection)):
             with self._control.lock:
                 vector = source.acknowledge()
                 for tell in self._hooks("interrupt"):

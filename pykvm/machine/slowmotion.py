@@ -6,7 +6,7 @@ of single steps on one host and another is hidden:
 
     an instruction that exits            its exit, or exits, take the step's place: they are handled, and it is finished
     REP                                  may stop after each element: goes on until RIP has left it
-    HLT                                  may show no exit, and does not halt: then it is done here
+    HLT                                  may show no exit, and halt later on: it is executed here
     an interrupt from outside the kernel stops at its handler, for that is given a breakpoint
 
 See: Documentation/virt/kvm/api.rst, KVM_SET_GUEST_DEBUG. Leaves out exceptions, and interrupts of local APICs in the
@@ -40,7 +40,7 @@ from pykvm.machine.ring3 import DB, execute_iret, step_in_ring_3
 from pykvm.machine.runloop import DeferredInterrupt, RunLoop
 from pykvm.machine.snapshotter import Parts
 from pykvm.machine.stop import Halted, Stop, Stopped
-from pykvm.x86 import HardwareBreakpoint, encode_breakpoints
+from pykvm.x86 import HardwareBreakpoint, Rflags, encode_breakpoints
 
 __all__ = ["Happened", "SlowMotion", "Wanted"]
 
@@ -48,12 +48,13 @@ INSTRUCTION_TIME = 1000  # nanoseconds of the machine's clock
 NMI = 2
 WAITS_FOR_ANOTHER = (MpStateValue.UNINITIALIZED, MpStateValue.INIT_RECEIVED)
 MOST_PARTS = 1 << 16  # of one instruction with REP; the next step goes on with the rest
+MOST_TICKS = 5  # and for how long
 LONGEST_WAIT = 10  # ticks that a halted CPU is waited for while others stand still
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is known of the step to come: RIP is ``linear``, the instruction there may be HLT, or repeat by REP.
+    """What is known of the step to come: RIP is ``linear``, the instruction may be HLT in ring 0, or repeat by REP.
 
     ``handler_of`` returns the linear address of a vector's handler; ``guard`` is one to stop at as well.
     ``coming`` is the vector of an exception that the CPU takes before it executes anything. ``is_unseen``
@@ -85,6 +86,7 @@ class Happened:
     stop: Stop | None = None
     is_touched: bool = False
     is_over: bool = True
+    is_woken: bool = False  # from HLT, by an interrupt
 
 
 class SlowMotion:
@@ -180,6 +182,7 @@ class SlowMotion:
             source = self._parts.interrupts.source
             if source is None or source.output:
                 loop.reset()
+                happened.is_woken = True
             elif should_stop():
                 happened.is_over = False
                 return False
@@ -211,36 +214,33 @@ class SlowMotion:
         loop, ticks = self._parts.loops[cpu], 0
         for _ in range(MOST_PARTS):
             if happened.vector is None and happened.exception is None and not happened.exits:
-                happened.vector = loop.inject(entered=self._entered[cpu])
+                happened.vector = loop.inject(entered=self._entered[cpu], is_woken=happened.is_woken)
             happened.is_touched |= happened.vector is not None
-            if (
-                wanted.is_iret
-                and happened.vector is None
-                and execute_iret(self._parts.memories[0], self._parts.vcpus[cpu])
-            ):
+            if happened.vector is None and happened.exception is None and self._executes(cpu, wanted, happened):
                 return
             exit = self._enter_once(cpu, wanted, happened)
             match exit:
                 case Intr():
                     ticks += 1
-                    if self._gives_up(cpu, happened, ticks, should_stop):
+                    if self._gives_up(cpu, wanted, happened, ticks, should_stop):
                         return
                 case IrqWindowOpen():
                     loop.take(exit)
                 case Debug():
                     is_event = happened.vector is not None or happened.exception is not None
                     if is_event or not (wanted.repeats and exit.pc == wanted.linear):
-                        self._finish_hlt(cpu, wanted, exit, happened)
                         return
                 case _:
                     if self._handle(cpu, exit, happened, should_stop) or not self._stays(cpu, wanted):
                         return
         # What is left of a long REP is the next step's.
 
-    def _executes_iret(self, cpu: int, wanted: Wanted, happened: Happened) -> bool:
-        if not wanted.is_iret or happened.vector is not None or happened.exception is not None:
-            return False
-        return execute_iret(self._parts.memories[0], self._parts.vcpus[cpu])
+    def _executes(self, cpu: int, wanted: Wanted, happened: Happened) -> bool:
+        """Execute the instruction without KVM, if that would make something else of it; return whether it is done."""
+        if wanted.is_hlt:
+            self._halt(cpu, happened)
+            return True
+        return wanted.is_iret and execute_iret(self._parts.memories[0], self._parts.vcpus[cpu])
 
     def _enter_once(self, cpu: int, wanted: Wanted, happened: Happened) -> Exit:
         loop, self._entered[cpu] = self._parts.loops[cpu], True
@@ -259,7 +259,9 @@ class SlowMotion:
             control |= GuestDebugControl.USE_HW_BP
         self._parts.vcpus[cpu].set_guest_debug(control, encode_breakpoints(breakpoints))
 
-    def _gives_up(self, cpu: int, happened: Happened, ticks: int, should_stop: Callable[[], bool]) -> bool:
+    def _gives_up(
+        self, cpu: int, wanted: Wanted, happened: Happened, ticks: int, should_stop: Callable[[], bool]
+    ) -> bool:
         """Return whether there is no sense in entering the guest again after a tick, or a kick."""
         parts = self._parts
         taken = parts.control.take()
@@ -268,6 +270,8 @@ class SlowMotion:
             return True
         if should_stop():
             happened.is_over = False
+            return True
+        if wanted.repeats and not happened.exits and ticks > MOST_TICKS:
             return True
         if not self._has_local_apic or parts.vcpus[cpu].get_mp_state().mp_state != MpStateValue.HALTED:
             return False
@@ -306,18 +310,22 @@ class SlowMotion:
         rip = vcpu.get_regs().rip
         return wanted.linear in (rip, (rip + vcpu.get_sregs().cs.base) % (1 << 32))
 
-    def _finish_hlt(self, cpu: int, wanted: Wanted, exit: Debug, happened: Happened) -> None:
-        """Halt the CPU if it has executed HLT: KVM lets one that is stepped run past it."""
-        if not wanted.is_hlt or exit.pc != wanted.linear + 1 or happened.vector is not None:
-            return
-        vcpu = self._parts.vcpus[cpu]
+    def _halt(self, cpu: int, happened: Happened) -> None:
+        """Execute HLT in ring 0."""
+        vcpu, loop = self._parts.vcpus[cpu], self._parts.loops[cpu]
+        regs, events = vcpu.get_regs(), vcpu.get_vcpu_events()
+        regs.rip += 1
+        events.interrupt.shadow = 0
+        vcpu.set_regs(regs)
+        vcpu.set_vcpu_events(events)
         happened.is_touched = True
         if not self._has_local_apic:
             happened.exits.append(Hlt())
-            happened.stop = self._parts.loops[cpu].take(Hlt())
+            happened.stop = loop.take_hlt(is_waiting=bool(regs.rflags & Rflags.IF.value))
             return
         vcpu.set_mp_state(MpState(MpStateValue.HALTED))
-        if not vcpu.if_flag and len(self._parts.vcpus) == 1 and not vcpu.get_vcpu_events().nmi.pending:
+        has_ears = regs.rflags & Rflags.IF.value or len(self._parts.vcpus) > 1 or events.nmi.pending
+        if not has_ears:
             happened.stop = Halted()
 
     def _take_stop(self, happened: Happened) -> None:

@@ -19,11 +19,12 @@ from pykvm.observe.stepping.reading import Next, Reader
 from pykvm.observe.stepping.step import Event, EventKind
 from pykvm.x86 import Cr0, Efer, cpu_mode, decode_descriptor, linear_rip
 
-__all__ = ["Delivery", "handler_of", "taken"]
+__all__ = ["Delivery", "handler_of", "pushed_flags", "return_address", "taken"]
 
 VECTORS = 256
 FRAME_SEARCH = 128  # bytes above RSP: a handler's first instruction may have pushed something on top of the frame
 INT, INT3, INTO = 0xCD, 0xCC, 0xCE
+IRETS = {"iretw": 2, "iretl": 4, "iretd": 4, "iret": 4, "iretq": 8}
 UD2 = b"\x0f\x0b"
 UNDEFINED, PAGE_FAULT, FIRST_INTERRUPT = 6, 14, 32
 
@@ -58,7 +59,7 @@ def taken(
     place = linear_rip(*after)
     if place in now.successors and not _is_odd(now, before[0], after[0]):
         return None
-    if not _has_frame(reader, now, before, after):
+    if _find_frame(reader, now, before, after) is None:
         return None
     sregs = after[1]
     found = [(vector, handler) for vector, handler in _handlers(reader, sregs) if _is_at(reader, handler, after)]
@@ -67,6 +68,38 @@ def taken(
     handler = next((handler for _, handler in found if handler == place), found[0][1])
     vector = _choose([vector for vector, other in found if other == handler], now, before, after, last)
     return Delivery(Event(_kind(vector, now, before), vector), handler, handler == place)
+
+
+def pushed_flags(
+    reader: Reader, now: Next, before: tuple[Regs, Sregs], after: tuple[Regs, Sregs], *, is_event: bool
+) -> int | None:
+    """Return the linear address of the RFLAGS that the CPU has just pushed, by PUSHF or by going to a handler.
+
+    None if it has not pushed any.
+    """
+    regs, sregs = after
+    base = 0 if cpu_mode(sregs, regs).width == 64 else sregs.ss.base
+    if not is_event:
+        is_pushf = now.instruction is not None and now.instruction.mnemonic.startswith("pushf")
+        return base + regs.rsp if is_pushf else None
+    at = _find_frame(reader, now, before, after)
+    return None if at is None else base + regs.rsp + at + 2 * _frame_slot(sregs)
+
+
+def return_address(reader: Reader, now: Next, registers: tuple[Regs, Sregs]) -> int | None:
+    """Return the linear address that ``now``, an IRET of ring 0, leads to; None if it is none, or cannot be read."""
+    regs, sregs = registers
+    size = IRETS.get(now.instruction.mnemonic if now.instruction else "")
+    mode = cpu_mode(sregs, regs)
+    if size is None or mode.ring:
+        return None
+    frame = reader.read((0 if mode.width == 64 else sregs.ss.base) + regs.rsp, 2 * size, sregs)
+    if len(frame) < 2 * size:
+        return None
+    rip, selector = int.from_bytes(frame[:size], "little"), int.from_bytes(frame[size : size + 2], "little")
+    if not sregs.cr0 & Cr0.PE.value:
+        return (selector << 4) + rip
+    return _linear(reader, sregs, selector, rip)
 
 
 # ---- the frame ----
@@ -82,19 +115,20 @@ def _is_odd(now: Next, before: Regs, after: Regs) -> bool:
     )
 
 
-def _has_frame(reader: Reader, now: Next, before: tuple[Regs, Sregs], after: tuple[Regs, Sregs]) -> bool:
-    """Return whether where the CPU was is on the stack, as the CPU pushes it."""
+def _find_frame(reader: Reader, now: Next, before: tuple[Regs, Sregs], after: tuple[Regs, Sregs]) -> int | None:
+    """Return how far above RSP the stack holds where the CPU was, as the CPU pushes it; None if it does not."""
     regs, sregs = after
     size = _frame_slot(sregs)
     base = 0 if cpu_mode(sregs, regs).width == 64 else sregs.ss.base
     stack = reader.read(base + regs.rsp, FRAME_SEARCH, sregs)
     length = len(now.instruction.bytes) if now.instruction else 0
-    selector = before[1].cs.selector
     rips = {before[0].rip, before[0].rip + length} if _is_software(now) else {before[0].rip}
     words = [int.from_bytes(stack[at : at + size], "little") for at in range(0, len(stack) - size + 1, size)]
     mask = (1 << 8 * size) - 1
-    wanted = [(rip & mask, selector) for rip in rips]
-    return any((rip, cs & 0xFFFF) in wanted for rip, cs in pairwise(words))
+    wanted = [(rip & mask, before[1].cs.selector) for rip in rips]
+    found = (number for number, (rip, cs) in enumerate(pairwise(words)) if (rip, cs & 0xFFFF) in wanted)
+    first = next(found, None)
+    return None if first is None else first * size
 
 
 def _frame_slot(sregs: Sregs) -> int:
@@ -168,8 +202,13 @@ def _gate_address(reader: Reader, sregs: Sregs, gate: bytes, size: int) -> int |
     offset = int.from_bytes(gate[0:2] + gate[6:8] + (gate[8:12] if size == 16 else b""), "little")
     if size == 16:
         return offset
-    selector = int.from_bytes(gate[2:4], "little") & ~7
-    descriptor = reader.read(sregs.gdt.base + selector, 8, sregs)
-    if len(descriptor) < 8:
+    return _linear(reader, sregs, int.from_bytes(gate[2:4], "little"), offset)
+
+
+def _linear(reader: Reader, sregs: Sregs, selector: int, offset: int) -> int | None:
+    """Return the linear address of ``offset`` in the code segment ``selector``; None if that cannot be read."""
+    data = reader.read(sregs.gdt.base + (selector & ~7), 8, sregs)
+    if len(data) < 8:
         return None
-    return (decode_descriptor(int.from_bytes(descriptor, "little")).base + offset) % (1 << 32)
+    segment = decode_descriptor(int.from_bytes(data, "little"))
+    return offset if segment.l else (segment.base + offset) % (1 << 32)

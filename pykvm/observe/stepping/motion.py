@@ -20,15 +20,17 @@ from pykvm.machine import Machine, RunResult, Stop, Stopped
 from pykvm.machine.diary import MemoryChange
 from pykvm.machine.moment import Moment
 from pykvm.machine.slowmotion import Happened, Wanted
-from pykvm.observe.stepping.delivery import Delivery, handler_of, taken
+from pykvm.observe.stepping.delivery import Delivery, handler_of, pushed_flags, return_address, taken
 from pykvm.observe.stepping.history import Entry, History
 from pykvm.observe.stepping.reading import Next, Reader
 from pykvm.observe.stepping.step import Event, EventKind, Step, Stretch
 from pykvm.observe.stepping.traps import own_watchpoints_hit
 from pykvm.probes import probe
-from pykvm.x86 import Efer, cpu_mode, linear_rip
+from pykvm.x86 import Efer, Rflags, cpu_mode, linear_rip
 
 __all__ = ["Motion"]
+
+TF_BYTE, TF_BIT = 1, Rflags.TF.value >> 8
 
 IDLE_TICK = 0.002  # seconds that a CPU which nothing wakes is looked at for, when there are others to run
 
@@ -61,11 +63,12 @@ class Motion:
         """Execute one instruction of ``cpu``; ``is_brief``: and do not wait for it if it is halted."""
         now, before, registers = self.next(cpu), self._now, self.registers(cpu)
         with self._slow.moving(cpu, *([IDLE_TICK] if is_brief else [])):
-            happened, after, changes = self._try(cpu, now, should_stop, None)
+            happened, after, changes = self._try(cpu, now, should_stop, return_address(self.reader, now, registers))
             delivery = self._delivery(cpu, now, registers, happened)
             if delivery is not None and not (delivery.is_there or happened.exits):
                 self._go_back(before, changes)
                 happened, after, changes = self._try(cpu, now, should_stop, delivery.handler)
+            changes = self._hide_tf(cpu, now, registers, changes, is_event=bool(_events(happened, delivery)))
             step = Step(
                 self.history.position + 1,
                 cpu,
@@ -129,7 +132,7 @@ class Motion:
         is_unseen = self._is_unseen(regs, sregs)
         wanted = Wanted(
             now.address,
-            now.is_hlt,
+            now.is_hlt and cpu_mode(sregs, regs).ring == 0,
             now.repeats,
             lambda vector: handler_of(self.reader, sregs, vector),
             guard,
@@ -153,6 +156,30 @@ class Motion:
             return None
         last = self.machine.vcpus[cpu].get_vcpu_events().exception.nr
         return taken(self.reader, now, before, self.registers(cpu), last)
+
+    def _hide_tf(
+        self,
+        cpu: int,
+        now: Next,
+        before: tuple[Regs, Sregs],
+        changes: tuple[MemoryChange, ...],
+        *,
+        is_event: bool,
+    ) -> tuple[MemoryChange, ...]:
+        """Take the TF by which KVM steps out of what the CPU has pushed, and return what changed in memory then."""
+        after = self.registers(cpu)
+        place = pushed_flags(self.reader, now, before, after, is_event=is_event)
+        gpa = None if place is None else self.reader.translate(place + TF_BYTE, after[1])
+        if gpa is None or self.machine.memory.find(gpa) is None:
+            return changes
+        value = self.machine.memory.read_u8(gpa)
+        if not value & TF_BIT:
+            return changes
+        self._slow.diary.undo(changes)
+        for change in changes:
+            self.machine.memory.write(change.gpa, change.new)
+        self.machine.memory.write_u8(gpa, value & ~TF_BIT)
+        return self._slow.diary.look()
 
     def _raise_own(self, cpu: int, step: Step) -> None:
         """Have the CPU take the #DB that KVM has kept from it, or never raised."""
