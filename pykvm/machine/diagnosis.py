@@ -132,8 +132,8 @@ def _missing_eoi(scene: Scene) -> str | None:
         if controller.in_service and scene.regs.rflags & Rflags.IF.value:
             vectors = ", ".join(f"{vector:#x}" for vector in controller.in_service)
             return (
-                f"an interrupt is still in service in the {controller.name} (vector {vectors}), though RFLAGS.IF is 1 "
-                "and so its handler has returned: without an EOI none of the same or a lower priority comes again"
+                f"an interrupt is still in service in the {controller.name} (vector {vectors}), though RFLAGS.IF is 1, "
+                "so that its handler has likely returned: without an EOI none of the same or lower priority comes again"
             )
     return None
 

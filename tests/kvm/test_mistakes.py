@@ -10,7 +10,7 @@ import pytest
 
 from pykvm import Machine, RunResult
 from pykvm.boot import find_guest, open_image
-from pykvm.machine import Halted
+from pykvm.machine import Crashed, Halted
 from pykvm.testing import Guests
 
 FOLDER = Path(__file__).parent.parent.parent / "guests" / "mistakes"
@@ -140,6 +140,24 @@ def test_a_guest_that_has_taken_its_interrupts_may_halt_for_good(guest: Guests) 
     result = guest(open_image(bundled.image), mode="long", irqchip="user", memory=bundled.memory, timeout=10)
     assert isinstance(result.stop, Halted)
     assert result.run.note == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("movabs $0x8000000000, %rbx; jmp *%rbx", "that the page tables do not map: PML4[1] is not present"),
+        ("movabs $0x800000000000, %rbx; jmp *%rbx", "0x800000000000 is not canonical"),
+        ("mov $0x10, %eax; ltr %ax", "selector 0x10 is data, not a free TSS"),
+        ("mov $0x100, %eax; mov %eax, %ds", "GDT ends at byte 0x3f, and selector 0x100 needs 0x100 to 0x107"),
+        ("mov $0x80000000, %eax; mov %rax, %cr0", "CR0.PG = 1 with CR0.PE = 0"),
+        ("mov %cr4, %rax; btr $5, %rax; mov %rax, %cr4", "CR4.PAE = 0 in long mode"),
+        ("movabs $0x800000000100, %rsp; push %rax", "the stack pointer 0x8000000000f8 is not canonical"),
+    ],
+)
+def test_other_ways_to_crash_are_explained_too(guest: Guests, code: str, words: str) -> None:
+    result = guest(code, mode="long", timeout=10)
+    assert isinstance(result.stop, Crashed)
+    assert words in words_of(result.run.report)
 
 
 def test_every_mistake_has_a_test_and_a_section_in_the_book() -> None:

@@ -163,6 +163,31 @@ def _source(instruction: Decoded, size: int) -> int | None:
     return words[0] if words else None
 
 
+# ---- jumps ----
+
+
+def _near_jump(instruction: Decoded) -> Fault | None:
+    """Return why an indirect jump or call, or a return, cannot go to its target."""
+    is_return = instruction.opcode in (0xC2, 0xC3)
+    if not is_return and not (instruction.opcode == 0xFF and instruction.reg in (2, 4)):
+        return None
+    moment = instruction.moment
+    target = _popped(instruction) if is_return else _source(instruction, instruction.found.operands[0].size)
+    if target is None:
+        return None
+    what = "it returns to" if is_return else "its target is"
+    if moment.width == 64:
+        return None if is_canonical(moment, target) else Fault(GP, 0, f"{what} {target:#x}, which is not canonical")
+    limit = moment.sregs.cs.limit
+    return Fault(GP, 0, f"{what} {target:#x}, beyond CS's limit {limit:#x}") if target > limit else None
+
+
+def _popped(instruction: Decoded) -> int | None:
+    stack = instruction.accesses()[-1]
+    words = instruction.words(stack, stack.size)
+    return words[0] if words else None
+
+
 # ---- selectors ----
 
 
@@ -250,6 +275,7 @@ _RULES: tuple[Callable[[Decoded], Fault | None], ...] = (
     _memory,
     _alignment,
     _division,
+    _near_jump,
     _far_jump,
     _far_return,
     _segment_load,

@@ -269,6 +269,30 @@ def test_divisions_that_are_good(memory: GuestMemory, code: str, registers: dict
     assert first_fault(make(memory, code, Mode.LONG, **registers)) is None
 
 
+# ---- jumps ----
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [("ff e3", "its target is"), ("ff d3", "its target is"), ("c3", "returns to")]
+)
+def test_near_jumps_want_an_address_there_is(memory: GuestMemory, code: str, words: str) -> None:
+    memory.write_u64(Gpa(0x7000), NOT_CANONICAL)
+    moment = make(memory, code, rbx=NOT_CANONICAL, rsp=0x7000)
+    check(moment, GP, 0, f"{words} 0x800000000000, which is not canonical")
+
+
+def test_a_near_jump_through_memory_is_followed(memory: GuestMemory) -> None:
+    memory.write_u64(Gpa(0x5000), NOT_CANONICAL)
+    check(make(memory, "ff 23", rbx=0x5000), GP, 0, "its target is 0x800000000000")
+    assert first_fault(make(memory, "ff 23", rbx=0x6000)) is None
+
+
+def test_a_near_jump_stays_inside_the_code_segment(memory: GuestMemory) -> None:
+    moment = make(memory, "ff e3", Mode.PROTECTED, rbx=0x20_0000)
+    moment.sregs.cs.limit = 0x1F_FFFF
+    check(moment, GP, 0, "beyond CS's limit 0x1fffff")
+
+
 # ---- selectors ----
 
 
