@@ -146,7 +146,7 @@ def test_a_guest_that_has_taken_its_interrupts_may_halt_for_good(guest: Guests) 
     ("code", "words"),
     [
         ("movabs $0x8000000000, %rbx; jmp *%rbx", "that the page tables do not map: PML4[1] is not present"),
-        ("movabs $0x800000000000, %rbx; jmp *%rbx", "0x800000000000 is not canonical"),
+        ("movabs $0x800000000000, %rbx; jmp *%rbx", "the target of the jump is 0x800000000000"),
         ("mov $0x10, %eax; ltr %ax", "selector 0x10 is data, not a free TSS"),
         ("mov $0x100, %eax; mov %eax, %ds", "GDT ends at byte 0x3f, and selector 0x100 needs 0x100 to 0x107"),
         ("mov $0x80000000, %eax; mov %rax, %cr0", "CR0.PG = 1 with CR0.PE = 0"),

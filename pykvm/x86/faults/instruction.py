@@ -175,7 +175,7 @@ def _near_jump(instruction: Decoded) -> Fault | None:
     target = _popped(instruction) if is_return else _source(instruction, instruction.found.operands[0].size)
     if target is None:
         return None
-    what = "it returns to" if is_return else "its target is"
+    what = "the return address is" if is_return else "the target of the jump is"
     if moment.width == 64:
         return None if is_canonical(moment, target) else Fault(GP, 0, f"{what} {target:#x}, which is not canonical")
     limit = moment.sregs.cs.limit

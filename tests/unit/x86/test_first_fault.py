@@ -273,7 +273,8 @@ def test_divisions_that_are_good(memory: GuestMemory, code: str, registers: dict
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [("ff e3", "its target is"), ("ff d3", "its target is"), ("c3", "returns to")]
+    ("code", "words"),
+    [("ff e3", "the target of the jump is"), ("ff d3", "the target of the jump is"), ("c3", "the return address is")],
 )
 def test_near_jumps_want_an_address_there_is(memory: GuestMemory, code: str, words: str) -> None:
     memory.write_u64(Gpa(0x7000), NOT_CANONICAL)
@@ -283,7 +284,7 @@ def test_near_jumps_want_an_address_there_is(memory: GuestMemory, code: str, wor
 
 def test_a_near_jump_through_memory_is_followed(memory: GuestMemory) -> None:
     memory.write_u64(Gpa(0x5000), NOT_CANONICAL)
-    check(make(memory, "ff 23", rbx=0x5000), GP, 0, "its target is 0x800000000000")
+    check(make(memory, "ff 23", rbx=0x5000), GP, 0, "the target of the jump is 0x800000000000")
     assert first_fault(make(memory, "ff 23", rbx=0x6000)) is None
 
 
