@@ -54,8 +54,8 @@ def step_in_ring_3(loop: RunLoop, vcpu: Vcpu, handler_of: Callable[[int], int | 
     handler = handler_of(vector)
     if handler is None:
         vcpu.set_guest_debug(GuestDebugControl(0))
-    else:
-        vcpu.set_guest_debug(STOPPED, encode_breakpoints([HardwareBreakpoint(handler)]))
+        return loop.enter_once(), None
+    vcpu.set_guest_debug(STOPPED, encode_breakpoints([HardwareBreakpoint(handler)]))
     return loop.enter_once(), vector
 
 

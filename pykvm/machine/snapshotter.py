@@ -267,7 +267,8 @@ class Snapshotter:
     def _restore_memory(self, prepared: Prepared) -> None:
         parts, wanted, base = self._parts, prepared.memory, self._base()
         self._base = _unknown  # until it is done
-        if base is wanted and not (parts.dirty.is_shared or parts.vm.has_dirty_rings):
+        is_alone = not (self._written or parts.dirty.is_shared or parts.vm.has_dirty_rings)
+        if base is wanted and is_alone:
             prepared.put_back_written()
             for log in self._logs:
                 if log.has_pages:

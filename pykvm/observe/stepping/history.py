@@ -52,6 +52,11 @@ class History:
         return len(self._entries)
 
     @property
+    def size(self) -> int:
+        """Return about how many bytes the entries take."""
+        return self._size
+
+    @property
     def oldest(self) -> int:
         """Return the earliest position that is kept."""
         return self.position - len(self._entries)
