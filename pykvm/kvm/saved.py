@@ -77,6 +77,7 @@ SHOWN = slice(
     ffi.offsetof("struct kvm_run", "ready_for_interrupt_injection"), ffi.offsetof("struct kvm_run", "apic_base")
 )
 
+PAGING = 1 << 31  # CR0.PG
 DR7_ENABLES = 0xFF  # L0 to G3 (SDM volume 3, section 17.2.4)
 
 _HAS_NONE = (errno.EINVAL, errno.ENXIO)  # what the kernel answers who asks for an optional piece that is not there
@@ -172,6 +173,11 @@ class SavedVcpu(_Saved):
     def sregs(self) -> Sregs:
         """Return segments, tables and control registers."""
         return from_c(Sregs, self._structures["sregs"])
+
+    @property
+    def is_paged(self) -> bool:
+        """Return whether CR0.PG is on."""
+        return bool(self._structures["sregs"].cr0 & PAGING)
 
     @property
     def debugregs(self) -> DebugRegs:

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from mmap import mmap
 from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
@@ -29,8 +30,6 @@ from pykvm.kvm.written import WrittenPages
 from pykvm.units import PAGE_SIZE, Gpa, Hva, is_aligned
 
 if TYPE_CHECKING:
-    from mmap import mmap
-
     from pykvm._shim import CData
 
 __all__ = ["MemorySlot", "Vm"]
@@ -51,6 +50,9 @@ class MemorySlot:
 
     def __str__(self) -> str:
         return f"slot {self.slot} ({self.gpa:#x}-{self.gpa + self.size - 1:#x})"
+
+
+NOWHERE = 1 << 40  # a guest-physical address without memory
 
 
 class Vm(VmInterrupts, VmDoorbells, StatsSource):
@@ -156,6 +158,24 @@ class Vm(VmInterrupts, VmDoorbells, StatsSource):
             ffi.release(pin)
         else:
             self._slots[slot] = MemorySlot(slot, gpa, size, hva, flags, pin)
+
+    def forget_translations(self) -> None:
+        """Have KVM forget what it made of the guest's page tables, which somebody else than the guest has changed.
+
+        Where KVM keeps shadows of page tables, it only sees the guest's own writes to them. It drops all shadows when a
+        slot is deleted, so one is made for that, where there is no memory. Not while a vCPU runs. Raises: KvmError.
+        """
+        self._check_open()
+        number, page = self.check_extension(Cap.NR_MEMSLOTS) - 1, mmap(-1, PAGE_SIZE)
+        pin = self._pin(page)
+        try:
+            for size in (PAGE_SIZE, 0):
+                # SAFETY: the slot is gone before the page is, and no vCPU runs meanwhile.
+                result = self.calls.pykvm_set_user_memory_region(self._fd, number, 0, NOWHERE, size, pin)
+                check_error(result, "KVM_SET_USER_MEMORY_REGION", f"slot={number}, gpa={NOWHERE:#x}, size={size:#x}")
+        finally:
+            ffi.release(pin)
+            page.close()
 
     def get_dirty_log(self, slot: int) -> bytes:
         """Return KVM_GET_DIRTY_LOG: one bit a page of ``slot``, low bit first, set if written since the last call.

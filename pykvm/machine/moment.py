@@ -110,6 +110,8 @@ class Moments:
             parts.events.set_time(moment.time)
             prepare_devices(moment.devices, self._devices)()
             self._put_rest_back(moment.rest)
+        if any(saved.is_paged for saved in (*moment.vcpus, *now.vcpus)):
+            parts.vm.forget_translations()
         if moment.vm is not None:
             parts.vm.load_state(moment.vm)
         for vcpu, saved, current in zip(parts.vcpus, moment.vcpus, now.vcpus, strict=True):

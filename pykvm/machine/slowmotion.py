@@ -104,6 +104,7 @@ class SlowMotion:
         self._hold = hold
         self._has_local_apic = parts.interrupts.kind.has_local_apic
         self._entered = [False] * len(parts.vcpus)
+        parts.vm.forget_translations()  # as when going back, so that pages are marked as accessed in both cases
 
     @contextlib.contextmanager
     def moving(self, cpu: int, tick: float = TICK) -> Iterator[RunLoop]:

@@ -46,8 +46,8 @@ def begin(guest: Guests) -> Iterator[Begin]:
     """Returns a function that makes a machine of a snippet, and steps it."""
     with ExitStack() as stack:
 
-        def make(source: str, mode: str = "long", *, ring: int = 0, **options: object) -> Stepper:
-            machine = guest.machine("2M", **options)  # type: ignore[arg-type]
+        def make(source: str, mode: str = "long", *, memory: str = "2M", ring: int = 0, **options: object) -> Stepper:
+            machine = guest.machine(memory, **options)  # type: ignore[arg-type]
             machine.load(assemble(source, mode=mode), mode=mode, ring=ring)
             return stack.enter_context(Stepper(machine))
 
@@ -448,3 +448,20 @@ def test_a_closed_machine_cannot_be_stepped(guest: Guests) -> None:
     machine.close()
     with pytest.raises(ClosedError):
         Stepper(machine)
+
+
+def test_going_back_takes_page_tables_with_it(begin: Begin) -> None:
+    remap = """
+        movq    $0x200087, 0x12010        # 0x400000 is 0x200000 now, and ring 3's
+        movl    $0x11111111, 0x200000
+        movl    $0x22222222, 0
+"""
+    use = "user: mov 0x400000, %ecx\nmovq $0x87, 0x12010\nmov 0x400000, %edx\nmov 0x400000, %esi\n"
+    source = RING_3.replace("        mov     %rax, %cr3\n", remap + "mov %rax, %cr3\n").replace("user:", use, 1)
+    stepper = begin(source, memory="6M")
+    to(stepper, "user")
+    first = steps(stepper, 4)
+    assert [step.after[0].rcx for step in first] == [0x11111111] * 4
+    assert first[-1].after[0].rsi == 0x22222222
+    stepper.back_to(stepper.position - 4)
+    assert [step.after for step in steps(stepper, 4)] == [step.after for step in first]

@@ -26,7 +26,7 @@ from pykvm.observe.stepping.reading import Next, Reader
 from pykvm.observe.stepping.step import Event, EventKind, Step, Stretch
 from pykvm.observe.stepping.traps import own_watchpoints_hit
 from pykvm.probes import probe
-from pykvm.x86 import Efer, Rflags, cpu_mode, linear_rip
+from pykvm.x86 import Efer, Msr, Rflags, cpu_mode, linear_rip
 
 __all__ = ["Motion"]
 
@@ -236,7 +236,15 @@ def _decoded(saved: SavedVcpu) -> tuple[Regs, Sregs]:
 
 
 def _differ(one: Moment, other: Moment) -> bool:
-    return one.vcpus != other.vcpus or one.devices != other.devices or one.rest != other.rest
+    """Return whether they differ in more than what goes on by itself: the TSC, and timers in the kernel."""
+    if one.devices != other.devices or one.rest != other.rest:
+        return True
+    return any(_lasting(before) != _lasting(after) for before, after in zip(one.vcpus, other.vcpus, strict=True))
+
+
+def _lasting(saved: SavedVcpu) -> tuple[object, ...]:
+    pieces = {name: data for name, data in saved.pieces.items() if name not in ("msrs", "lapic")}
+    return pieces, {index: value for index, value in saved.msrs.items() if index != Msr.IA32_TSC}
 
 
 def _events(happened: Happened, delivery: Delivery | None) -> tuple[Event, ...]:
