@@ -30,6 +30,7 @@ from pykvm.x86 import Efer, Msr, Rflags, cpu_mode, linear_rip
 
 __all__ = ["Motion"]
 
+XSTATE_BV = slice(512, 520)  # of an XSAVE area (SDM volume 1, section 13.4.2)
 TF_BYTE, TF_BIT = 1, Rflags.TF.value >> 8
 
 IDLE_TICK = 0.002  # seconds that a CPU which nothing wakes is looked at for, when there are others to run
@@ -236,15 +237,24 @@ def _decoded(saved: SavedVcpu) -> tuple[Regs, Sregs]:
 
 
 def _differ(one: Moment, other: Moment) -> bool:
-    """Return whether they differ in more than what goes on by itself: the TSC, and timers in the kernel."""
+    """Return whether they differ in more than what changes by itself.
+
+    That is the TSC, timers in the kernel, and what XSAVE says is in use.
+    """
     if one.devices != other.devices or one.rest != other.rest:
         return True
     return any(_lasting(before) != _lasting(after) for before, after in zip(one.vcpus, other.vcpus, strict=True))
 
 
 def _lasting(saved: SavedVcpu) -> tuple[object, ...]:
-    pieces = {name: data for name, data in saved.pieces.items() if name not in ("msrs", "lapic")}
-    return pieces, {index: value for index, value in saved.msrs.items() if index != Msr.IA32_TSC}
+    pieces = {name: data for name, data in saved.pieces.items() if name not in ("msrs", "lapic", "xsave")}
+    xsave = saved.pieces["xsave"]
+    return (
+        pieces,
+        xsave[: XSTATE_BV.start],
+        xsave[XSTATE_BV.stop :],
+        {index: value for index, value in saved.msrs.items() if index != Msr.IA32_TIME_STAMP_COUNTER},
+    )
 
 
 def _events(happened: Happened, delivery: Delivery | None) -> tuple[Event, ...]:
