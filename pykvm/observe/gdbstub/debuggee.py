@@ -28,11 +28,15 @@ class Why(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The guest stands still; ``cpu`` is the one whose doing it was, ``watchpoint`` the one that was hit."""
+    """The guest stands still; ``cpu`` is the one whose doing it was, ``watchpoint`` the one that was hit.
+
+    ``words`` is what there is to say about it, for gdb to show; often nothing.
+    """
 
     why: Why
     cpu: int = 0
     watchpoint: Watchpoint | None = None
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +90,7 @@ class Debuggee(Protocol):
         """Go back until something stops it."""
 
     def interrupt(self) -> None:
-        """Have the command under way end soon; does nothing if there is none. From any thread."""
+        """Have the command under way, or else the next one, end soon. From any thread."""
+
+    def forget_interrupt(self) -> None:
+        """Forget an interrupt that came when nothing was under way any more."""

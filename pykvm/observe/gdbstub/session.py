@@ -293,13 +293,14 @@ class Session:
         raise ConfigurationError("CPUs go on together or not at all: set scheduler-locking off")
 
     def _go(self, do: Callable[[], Outcome]) -> list[bytes]:
+        self._debuggee.forget_interrupt()
         with self._watch():
             self._last = do()
         if isinstance(self._last, Ended):
             self.ending = Ending.EXITED
             return [self._stop_reply(self._last)]
         self._cpu = self._last.cpu
-        return [*self._words_on_mode(), self._stop_reply(self._last)]
+        return [*_shown(self._last.words), *self._words_on_mode(), self._stop_reply(self._last)]
 
     def _stop_reply(self, outcome: Outcome) -> bytes:
         if isinstance(outcome, Ended):
@@ -330,11 +331,10 @@ class Session:
         if mode == self._told_of:
             return []
         self._told_of = mode
-        words = (
+        return _shown(
             f"pykvm: CPU {self._cpu} is in {mode} now, and gdb shows {self._architecture.value}: "
-            f"'disconnect' and attach again for {architecture.value}\n"
+            f"'disconnect' and attach again for {architecture.value}"
         )
-        return [b"O" + hex_text(words)]
 
     # ---- the rest ----
 
@@ -353,10 +353,7 @@ class Session:
         return (b"m" if offset + len(piece) < len(text) else b"l") + piece
 
     def _command(self, text: bytes) -> list[bytes]:
-        words = self._monitor(self._cpu, text.decode("utf-8", "replace"))
-        digits = hex_text(words if words.endswith("\n") or not words else f"{words}\n")
-        step = LARGEST & ~1
-        return [*(b"O" + digits[start : start + step] for start in range(0, len(digits), step)), OK]
+        return [*_shown(self._monitor(self._cpu, text.decode("utf-8", "replace"))), OK]
 
 
 def _change(known: set[T], item: T, inserts: bool) -> None:
@@ -366,6 +363,12 @@ def _change(known: set[T], item: T, inserts: bool) -> None:
         raise ConfigurationError(f"there are {MOST_BREAKPOINTS} breakpoints of this kind already: delete some")
     else:
         known.add(item)
+
+
+def _shown(words: str) -> list[bytes]:
+    """Return the packets that have gdb show ``words``, which end their line if there are any."""
+    digits = hex_text(words if words.endswith("\n") or not words else f"{words}\n")
+    return [b"O" + digits[start : start + LARGEST] for start in range(0, len(digits), LARGEST)]
 
 
 def _thread_id(cpu: int) -> bytes:
