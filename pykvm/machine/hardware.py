@@ -166,6 +166,16 @@ class Hardware:
         self._check_cpu(cpu)
         self._control.nmi(cpu)
 
+    def activity(self, cpu: int = 0) -> str:
+        """Return what ``cpu``, which stands still, is about: "running", "halted", "waits for INIT", "waits for SIPI".
+
+        Raises: ConfigurationError if there is no such CPU; InUseError while the machine runs.
+        """
+        self._check_open()
+        self._check_cpu(cpu)
+        self._check_still("asked what it is about", cpu)
+        return "halted" if self._loops[cpu].is_halted else self._processors.activity(self.vcpus[cpu])
+
     def debug(self, *breakpoints: HardwareBreakpoint, step: bool = False, cpu: int = 0) -> None:
         """Stop ``cpu`` at up to four ``breakpoints`` and watchpoints, and with ``step`` after every instruction.
 
