@@ -42,7 +42,7 @@ def test_each_instruction_is_a_line_of_columns() -> None:
     done = step("--batch", "--mode", "real", "-n", "5", "guest.S")
     assert done.returncode == 0
     assert [fields(line) for line in lines(done)] == [
-        ["1", "0", "0x8000", "start", "movw $0x3f8, %dx", "guest.S:1", "rdx 0x600 -> 0x3f8"],
+        ["1", "0", "0x8000", "start", "movw $0x3f8, %dx", "guest.S:1", "rdx 0x0 -> 0x3f8"],
         ["2", "0", "0x8003", "start+0x3", "movb $0x41, %al", "guest.S:2", "rax 0x0 -> 0x41"],
         ["3", "0", "0x8005", "start+0x5", "outb %al, %dx", "guest.S:3", "io out 0x3f8 'A'"],
         ["4", "0", "0x8006", "again", "decw %bx", "guest.S:4", fields(lines(done)[3])[6]],

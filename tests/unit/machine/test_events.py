@@ -209,3 +209,33 @@ def test_nothing_is_left_open_after_close() -> None:
         events.close()
         events.close()
     assert count() == before
+
+
+def test_by_hand_time_goes_as_far_as_one_says_and_calls_come_at_theirs(events: EventLoop, control: Control) -> None:
+    seen: list[tuple[str, int]] = []
+    for name, when in (("b", 20), ("a", 10), ("later", 31)):
+        events.call_at(when, lambda name=name: seen.append((name, events.now())))  # type: ignore[misc]
+    with control.lock:
+        assert events.time_to_next == 10
+        assert events.pass_time(30)
+        assert (seen, events.now()) == ([("a", 10), ("b", 20)], 30)
+        assert not events.pass_time(0)
+        assert events.time_to_next == 1
+        events.go_back(5)
+    assert (events.now(), events.time_to_next) == (5, 26)
+
+
+def test_by_hand_a_descriptor_is_heard_when_time_passes(events: EventLoop, control: Control) -> None:
+    read, write = os.pipe()
+    heard: list[bytes] = []
+    watch = events.watch(read, lambda: heard.append(os.read(read, 10)))
+    with control.lock:
+        watch.arm()
+        assert not events.pass_time(1)
+        os.write(write, b"x")
+        assert events.pass_time(1)
+        assert not events.pass_time(1), "it was not armed again"
+    assert heard == [b"x"]
+    watch.cancel()
+    os.close(read)
+    os.close(write)

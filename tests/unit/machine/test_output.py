@@ -52,3 +52,24 @@ def test_an_output_stays_what_it_was() -> None:
     before = log.output()
     log.write(b" second")
     assert before.text == "first"
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20))
+def test_what_was_written_since_is_taken_back(first: bytes, second: bytes) -> None:
+    log = OutputLog()
+    log.write(first)
+    total = log.total
+    log.write(second)
+    assert log.total == len(first + second)
+    log.take_back(total)
+    assert (log.output().data, log.total) == (first, total)
+
+
+def test_what_was_dropped_meanwhile_is_not_seen_again() -> None:
+    log = OutputLog(limit=4)
+    log.write(b"abc")
+    total = log.total
+    log.write(b"0123456789")
+    assert log.output().data == b"6789"
+    log.take_back(total)
+    assert (log.output().data, log.total) == (b"", 3)
