@@ -6,11 +6,13 @@ Leaves out the meaning of the statuses: see ``pykvm.cli.main``.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pykvm.cli.arguments import add_image_options, check_spares_guest, find_target
+from pykvm.cli.gdb import add_gdb_option, check_gdb_options, is_pipe, run_under_gdb
 from pykvm.cli.ioctls import add_ioctl_options, ioctl_log
 from pykvm.cli.settings import Settings, add_machine_options
 from pykvm.cli.statistics import add_statistics_option, statistics_of
@@ -41,6 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--record", metavar="FILE", help="write every exit and its answer to FILE, for 'pykvm replay FILE'"
     )
+    add_gdb_option(parser)
     add_statistics_option(parser)
     add_ioctl_options(parser)
     parser.set_defaults(command=run)
@@ -52,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     from pykvm.cli.terminal import Quit, Terminal
     from pykvm.machine import Interrupted, Machine
 
+    check_gdb_options(options)
     target = find_target(options)
     settings = Settings.choose(options, target)
     display = Display(options.screen, options.screenshot)
@@ -60,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     with (
         _recording(options.record, target.image.name) as recorders,
         ioctl_log(options) as ioctls,
-        Terminal() as terminal,
+        Terminal(stdout=sys.stderr.buffer if is_pipe(options) else None) as terminal,
         Machine(
             settings.memory,
             irqchip=settings.irqchip,
@@ -69,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             rom=target.rom,
             assist=options.assist,
             serial_output=display.hold_back if display.is_live else terminal.write,
-            serial_input=None if options.screen else terminal.read,
+            serial_input=None if options.screen or is_pipe(options) else terminal.read,
             debugcon_output=display.hold_back if display.is_live else terminal.write,
             on_unclaimed=UnclaimedNotes(terminal),
             observers=(terminal, display, *recorders),
@@ -82,12 +86,15 @@ def run(options: argparse.Namespace) -> int:
         machine.load(target.image, ring=settings.ring)
         if options.screen:
             terminal.serve_keyboard(machine)
-        else:
+        elif not is_pipe(options):
             terminal.serve_serial(machine)
         words = ""
         try:
             with display.showing(machine):
-                result = machine.run(options.timeout)
+                if options.gdb is None:
+                    result = machine.run(options.timeout)
+                else:
+                    result = run_under_gdb(machine, target, options, terminal)
         except KeyboardInterrupt as interrupt:
             result = machine.result(Interrupted())
             words = "quit with Ctrl-A x" if isinstance(interrupt, Quit) else ""

@@ -103,7 +103,10 @@ class SteppedGuest:
         return data
 
     def write(self, cpu: int, address: int, data: bytes) -> None:
-        """Write ``data`` at linear ``address``, all or nothing; rights of pages do not count. Raises: GuestMemoryError."""
+        """Write ``data`` at linear ``address``, all of it or nothing; pages' rights do not count.
+
+        Raises: GuestMemoryError.
+        """
         pieces: list[tuple[int, bytes]] = []
         while data:
             gpa = self.walk(cpu, address).gpa
@@ -113,8 +116,8 @@ class SteppedGuest:
             room = min(PAGE_SIZE - address % PAGE_SIZE, region.end - gpa)
             pieces.append((gpa, data[:room]))
             address, data = (address + room) % ADDRESSES, data[room:]
-        for gpa, piece in pieces:
-            self._machine.memory.write(gpa, piece)
+        for start, piece in pieces:
+            self._machine.memory.write(start, piece)
         self._stepper.touched()
 
     # ---- going on, and back ----

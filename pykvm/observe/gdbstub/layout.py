@@ -117,7 +117,7 @@ def _system(architecture: Architecture) -> Iterator[Register]:
     width = 64 if architecture.is_64_bit else 32
     number = f"uint{width}"
     if architecture.is_64_bit:  # where gdb knows what they are for
-        yield from (Register(f"{name}_base", 64, SEGMENT_BASES, "long") for name in ("fs", "gs"))
+        yield from (Register(f"{name}_base", 64, SEGMENT_BASES, "uint64") for name in ("fs", "gs"))
     rest = SEGMENTS[:4] if architecture.is_64_bit else SEGMENTS
     yield from (Register(f"{name}_base", width, SYSTEM, number, "system") for name in rest)
     for table in TABLES:

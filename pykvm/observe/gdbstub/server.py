@@ -80,7 +80,7 @@ def serve(
             return None
         with client as (source, sink):
             wire = Wire(source, sink, on_idle)
-            session = Session(debuggee, monitor, file, lambda: wire.listening(debuggee.interrupt), last)
+            session = Session(debuggee, monitor, file, wire.listening, last)
             with contextlib.suppress(Disconnected):
                 _converse(wire, session)
         if session.ending is not None:
@@ -122,7 +122,8 @@ class Port:
         self._socket = _listen(address)
         self.address = Address(*self._socket.getsockname()[:2])
         self._arrived: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
-        self._is_taken = threading.Event()
+        self._is_free = threading.Event()
+        self._is_free.set()
         self._thread = threading.Thread(target=self._open_door, name="pykvm gdb port", daemon=True)
         self._thread.start()
 
@@ -132,7 +133,7 @@ class Port:
             try:
                 yield connection.fileno(), connection.fileno()
             finally:
-                self._is_taken.clear()
+                self._is_free.set()
 
     def wait(self, on_idle: Callable[[], None]) -> AbstractContextManager[tuple[int, int]] | None:
         """Return the next client, once there is one."""
@@ -165,10 +166,10 @@ class Port:
                 connection, _ = self._socket.accept()
             except OSError:  # closed
                 return
-            if self._is_taken.is_set():
+            if not self._is_free.wait(REFUSAL_TIME):  # the one before may be on its way out
                 _refuse(connection)
             else:
-                self._is_taken.set()
+                self._is_free.clear()
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._arrived.put(connection)
 

@@ -33,7 +33,7 @@ __all__ = ["Ending", "Session"]
 
 T = TypeVar("T")
 Monitor = Callable[[int, str], str]
-Watch = Callable[[], AbstractContextManager[object]]
+Listen = Callable[[Callable[[], None]], AbstractContextManager[object]]
 
 OK, UNKNOWN = b"OK", b""
 NO_ACCESS = b"E14"  # EFAULT in decimal, as other stubs say it
@@ -60,10 +60,10 @@ class Ending(enum.Enum):
 
 
 class Session:
-    """Answers packets about ``debuggee``.
+    """Answers packets about ``debuggee``. The architecture is that of the mode the first CPU is in now.
 
-    ``monitor(cpu, command)`` returns the words for a ``monitor`` command; ``file`` is the guest's ELF file; ``watch()``
-    is entered while the guest runs. The architecture is that of the mode the first CPU is in now.
+    ``monitor(cpu, command)`` returns the words for a ``monitor`` command; ``file`` is the guest's ELF file; while the
+    guest runs, ``listening(interrupt)`` listens for Ctrl-C. ``last`` is why the guest stands where it does.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class Session:
         debuggee: Debuggee,
         monitor: Monitor,
         file: HostFile,
-        watch: Watch = contextlib.nullcontext,
+        listening: Listen = contextlib.nullcontext,
         last: Standing | None = None,
     ) -> None:
         self._debuggee = debuggee
         self._monitor = monitor
         self._file = file
-        self._watch = watch
+        self._listening = listening
         self._last: Outcome = last or Standing(Why.STEP)
         first = debuggee.registers(0)
         self._architecture = Architecture.of(first.regs, first.sregs)
         self._layout = layout_of(self._architecture)
         self._xml = target_xml(self._architecture).encode()
-        self._cpu = 0  # whose registers and view of memory are meant
+        self._cpu = last.cpu if last else 0  # whose registers and view of memory are meant
         self._software: set[int] = set()
         self._hardware: set[int] = set()
         self._watchpoints: set[Watchpoint] = set()
@@ -294,7 +294,7 @@ class Session:
 
     def _go(self, do: Callable[[], Outcome]) -> list[bytes]:
         self._debuggee.forget_interrupt()
-        with self._watch():
+        with self._listening(self._debuggee.interrupt):
             self._last = do()
         if isinstance(self._last, Ended):
             self.ending = Ending.EXITED

@@ -101,7 +101,7 @@ class Wire:
             data = b""
         if not data:
             self._is_ended = True
-        is_interrupted = False
+        is_interrupted = wants_again = False
         for received in self._reader.feed(data):
             match received:
                 case Packet():
@@ -110,9 +110,11 @@ class Wire:
                 case Damaged():
                     self._complain(received)
                 case Sign.NACK:
-                    self._write(b"".join(self._sent))
+                    wants_again = True
                 case Sign.INTERRUPT:
                     is_interrupted = True
+        if wants_again:
+            self._write(b"".join(self._sent))
         return is_interrupted
 
     def _acknowledge(self, sign: Sign) -> None:
