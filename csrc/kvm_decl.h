@@ -255,6 +255,11 @@ struct kvm_debug_exit_arch {
 	uint32_t exception, pad;
 	uint64_t pc, dr6, dr7;
 };
+struct kvm_sync_regs {
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct kvm_vcpu_events events;
+};
 struct kvm_run {
 	uint8_t request_interrupt_window, immediate_exit;
 	uint32_t exit_reason;
@@ -319,6 +324,10 @@ struct kvm_run {
 		} notify;
 		char padding[256];
 	};
+	uint64_t kvm_valid_regs, kvm_dirty_regs;
+	union {
+		char padding[2048];
+	} s;
 	...;
 };
 
@@ -392,6 +401,8 @@ struct kvm_run {
 #define KVM_MEM_READONLY ...
 #define KVM_EXIT_IO_OUT ...
 #define KVM_CPUID_FLAG_SIGNIFCANT_INDEX ...
+#define KVM_SYNC_X86_REGS ...
+#define KVM_SYNC_X86_SREGS ...
 #define KVM_GUESTDBG_ENABLE ...
 #define KVM_GUESTDBG_SINGLESTEP ...
 #define KVM_GUESTDBG_USE_SW_BP ...

@@ -68,6 +68,7 @@ from pykvm.kvm.structs import (
 from pykvm.kvm.system import Kvm
 from pykvm.kvm.vcpu import Vcpu
 from pykvm.kvm.vm import MemorySlot, Vm
+from pykvm.kvm.whereabouts import Whereabouts
 
 __all__ = [
     "CAPABILITIES",
@@ -135,6 +136,7 @@ __all__ = [
     "Vcpu",
     "VcpuEvents",
     "Vm",
+    "Whereabouts",
     "Wrmsr",
     "Xcr",
     "survey",

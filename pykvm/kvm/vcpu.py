@@ -19,12 +19,13 @@ from pykvm._shim import ffi, lib
 from pykvm.errors import ConfigurationError, InUseError, KvmError, UnansweredReadError
 from pykvm.kvm.batch import Batch, Step
 from pykvm.kvm.calls import Calls
-from pykvm.kvm.constants import ExitReason
+from pykvm.kvm.constants import Cap, ExitReason
 from pykvm.kvm.descriptor import Explanation, check_error
 from pykvm.kvm.exits import Exit, Hypercall, Intr, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr, decode
 from pykvm.kvm.saved import SHOWN, SavedVcpu, find_msrs
 from pykvm.kvm.state import VcpuState
 from pykvm.kvm.stats import StatsSource
+from pykvm.kvm.whereabouts import SyncedRegisters, Whereabouts
 
 if TYPE_CHECKING:
     from pykvm._shim import CData
@@ -61,6 +62,7 @@ class Vcpu(VcpuState, StatsSource):
         self._incomplete = False
         self._unanswered: ReadExit | None = None
         self._refusable: Rdmsr | Wrmsr | None = None
+        self._synced: SyncedRegisters | None = None
 
     # ---- running ----
 
@@ -195,6 +197,7 @@ class Vcpu(VcpuState, StatsSource):
                 self._closed = False
                 self.check_idle("closed")
             self._page.release()
+            self._synced = None
             self._run = ffi.NULL
             self.calls.pykvm_close_vcpu(self._c)
 
@@ -287,6 +290,28 @@ class Vcpu(VcpuState, StatsSource):
         """The MSR IA32_APIC_BASE, as of the last exit."""
         self._check_open()
         return int(self._run.apic_base)
+
+    def sync_registers(self, wanted: bool) -> None:
+        """Have every exit from now on bring along what ``whereabouts()`` returns, or none any more.
+
+        Does nothing where KVM cannot (KVM_CAP_SYNC_REGS): ``whereabouts()`` asks by ioctls then.
+        """
+        self._check_usable("told what to bring along")
+        if self._synced is not None:
+            self._synced.stop()
+        can = wanted and self._vm.check_extension(Cap.SYNC_REGS)
+        self._synced = SyncedRegisters(self._run) if can else None
+
+    def whereabouts(self) -> Whereabouts:
+        """Return where the guest was at the last exit, and what decides on the bytes there; RIP as of ``get_regs``.
+
+        Raises: KvmError; ClosedError; InUseError if a thread is inside ``run()``.
+        """
+        self._check_usable("asked where it is")
+        if self._synced is not None:
+            return self._synced.whereabouts()
+        regs, s = self.get_regs(), self.get_sregs()
+        return Whereabouts(regs.rip, regs.rflags, s.cs.base, s.cs.l, s.cs.db, s.ss.dpl, s.cr0, s.cr3, s.cr4, s.efer)
 
     # ---- inside ----
 
