@@ -4,7 +4,7 @@ from pykvm.machine.control import Control
 from pykvm.machine.interrupts import IrqchipKind
 from pykvm.machine.journal import Journal
 from pykvm.machine.machine import DEFAULT_TIMEOUT, Machine
-from pykvm.machine.observer import CloseObserver, EntryObserver, LastExits, Observer, describe_exit
+from pykvm.machine.observer import CloseObserver, EntryObserver, LastExits, MachineObserver, Observer, describe_exit
 from pykvm.machine.output import Output, OutputLog
 from pykvm.machine.result import CpuResult, RunResult
 from pykvm.machine.runloop import ExitHandlers, RunLoop, VcpuProtocol
@@ -41,6 +41,7 @@ __all__ = [
     "Journal",
     "LastExits",
     "Machine",
+    "MachineObserver",
     "Observer",
     "Output",
     "OutputLog",

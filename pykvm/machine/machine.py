@@ -98,6 +98,7 @@ class Machine(Rewindable):
         self._last_exits = LastExits()
         self._observers: tuple[Observer, ...] = (self._last_exits, *observers)
         self._make_loops()
+        self._tell(observers, "attach", self)
 
     # ---- loading and running ----
 
@@ -210,6 +211,8 @@ class Machine(Rewindable):
         if self._journal is not None:
             with self.lock:
                 self._journal.end(stop)
+        with self.lock:
+            self._tell(self._observers, "stopped", stop)
         last_exits = self._last_exits.exits(cpu)
         text, note = explain(self, stop, cpu, cpus, last_exits, exits, duration, self._image)
         output = self._serial_log.output(), self._debugcon_log.output()
@@ -277,16 +280,24 @@ class Machine(Rewindable):
         """
         self._check_idle()
         self._observe((*self._observers, observer))
+        self._tell((observer,), "attach", self)
 
     def remove_observer(self, observer: Observer) -> None:
         """Have ``observer`` watch no more; does nothing if it does not. Raises: InUseError while the machine runs."""
         self._check_idle()
-        self._observe(tuple(other for other in self._observers if other is not observer))
+        if observer in self._observers:
+            self._observe(tuple(other for other in self._observers if other is not observer))
+            self._tell((observer,), "detach")
 
     @property
     def is_running(self) -> bool:
         """Return whether a thread is inside ``run()``."""
         return self._run_lock.locked()
+
+    @property
+    def image(self) -> Image | None:
+        """Return what was loaded last, None if that was nothing."""
+        return self._image
 
     @property
     def registers(self) -> Regs:
@@ -364,6 +375,12 @@ class Machine(Rewindable):
                 f"{mode.value} mode's tables have no room: {error}; give the machine {needed} of memory or more",
                 error.address,
             ) from error
+
+    def _tell(self, observers: Sequence[Observer], what: str, *arguments: object) -> None:
+        """Call the methods called ``what`` of those observers that have one: see ``MachineObserver``."""
+        for observer in observers:
+            if hasattr(observer, what):
+                getattr(observer, what)(*arguments)
 
     def _observe(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers

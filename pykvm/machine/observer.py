@@ -1,14 +1,14 @@
 """Who watches a run: the protocol, and the log of the last exits.
 
 The run loop tells its observers about every exit before any device sees it. Whatever looks into a machine is one:
-tracers, statistics, recorders. An observer that also has one of the methods of ``CloseObserver`` or ``EntryObserver``
-hears of more; who has none of them pays for none. Leaves out changing the guest: an observer looks on.
+tracers, statistics, recorders. An observer that also has one of the methods of the other protocols hears of more; who
+has none of them pays for none. Leaves out changing the guest: an observer looks on.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pykvm.kvm import (
     Exit,
@@ -23,7 +23,11 @@ from pykvm.kvm import (
     Wrmsr,
 )
 
-__all__ = ["CloseObserver", "EntryObserver", "LastExits", "Observer", "describe_exit"]
+if TYPE_CHECKING:
+    from pykvm.machine.machine import Machine
+    from pykvm.machine.stop import Stop
+
+__all__ = ["CloseObserver", "EntryObserver", "LastExits", "MachineObserver", "Observer", "describe_exit"]
 
 
 class Observer(Protocol):
@@ -57,6 +61,19 @@ class EntryObserver(Observer, Protocol):
 
     def leave(self, vcpu: int) -> None:
         """Take note that the CPU's run is over."""
+
+
+class MachineObserver(Observer, Protocol):
+    """An observer that looks into the machine it watches. Each of these methods is optional."""
+
+    def attach(self, machine: Machine) -> None:
+        """Take note that ``machine`` is what is watched from now on: it is complete, and does not run."""
+
+    def detach(self) -> None:
+        """Take note that it is watched no more."""
+
+    def stopped(self, stop: Stop) -> None:
+        """Take note of the end of a run, with the lock held. It may be told twice."""
 
 
 class LastExits:
