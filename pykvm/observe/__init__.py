@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pykvm.observe.recordingreader import read_recording
     from pykvm.observe.replaying import ReplayResult, replay
     from pykvm.observe.statistics import ExitStatistics, Statistics, StatisticsResult
+    from pykvm.observe.tracing import TraceFilter, TraceLine, Tracer
     from pykvm.observe.workbench import Workbench
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
     "ReplayResult",
     "Statistics",
     "StatisticsResult",
+    "TraceFilter",
+    "TraceLine",
+    "Tracer",
     "Workbench",
     "format_call",
     "minimize",
@@ -47,6 +51,7 @@ _HOMES = {
     "pykvm.observe.ioctls": ("CallText", "format_call"),
     "pykvm.observe.replaying": ("ReplayResult", "replay"),
     "pykvm.observe.statistics": ("ExitStatistics", "Statistics", "StatisticsResult"),
+    "pykvm.observe.tracing": ("TraceFilter", "TraceLine", "Tracer"),
     "pykvm.observe.workbench": ("Workbench",),
 }
 
