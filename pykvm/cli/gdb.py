@@ -9,13 +9,13 @@ import argparse
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigurationError
+from pykvm.x86 import Mode
 
 if TYPE_CHECKING:
     from pykvm.cli.arguments import Target
@@ -63,21 +63,17 @@ def check_gdb_options(options: argparse.Namespace) -> None:
 
 def run_under_gdb(machine: Machine, target: Target, options: argparse.Namespace, terminal: Terminal) -> RunResult:
     """Run ``machine`` as gdb says, and return what it came to. Raises: KeyboardInterrupt, as ``Machine.run``."""
-    from pykvm.machine import Interrupted, LastExits
-    from pykvm.observe.gdbstub import EXITS_KEPT, Ending, HostFile, Monitor, SteppedGuest, serve
+    from pykvm.machine import Interrupted
+    from pykvm.observe.gdbstub import Ending, HostFile, Monitor, SteppedGuest, serve
     from pykvm.observe.stepping import Stepper
 
-    log, began = LastExits(EXITS_KEPT), time.perf_counter()
-    machine.add_observer(log)
+    file = HostFile(PurePosixPath(target.image.name).name, target.image.elf)
     with Stepper(machine) as stepper, _clients(options, target, terminal) as clients:
         guest = SteppedGuest(machine, stepper, options.timeout)
-        file = HostFile(PurePosixPath(target.image.name).name, target.image.elf)
-        ending = serve(clients, guest, Monitor(machine, guest, log), file, on_idle=terminal.tick, say=terminal.note)
-    if guest.stop is not None:
-        return machine.result(guest.stop, log.count, time.perf_counter() - began, guest.cpu)
+        ending = serve(clients, guest, Monitor(machine, guest), file, on_idle=terminal.tick, say=terminal.note)
     if ending is Ending.DETACHED:
         return machine.run(guest.time_left)
-    return machine.result(Interrupted(), log.count, time.perf_counter() - began)
+    return guest.result(guest.stop or Interrupted())
 
 
 @contextmanager
@@ -93,10 +89,12 @@ def _clients(options: argparse.Namespace, target: Target, terminal: Terminal) ->
         return
     with Port(parse_address(options.gdb)) as port:
         sources = _sources(target, options)
+        # Else an ELF file of 32 bits would have gdb take real mode's code for 32-bit code.
+        mode = " -ex 'set architecture i8086'" if target.image.mode is Mode.REAL else ""
         folder = f" -d {shlex.quote(str(sources))}" if sources else ""
         terminal.note(
             f"waiting for gdb at {port.address} (Ctrl-C quits); in another terminal:\n"
-            f"  gdb{folder} -ex 'target remote {port.address}'"
+            f"  gdb{folder}{mode} -ex 'target remote {port.address}'"
         )
         yield port
 

@@ -10,12 +10,11 @@ See: the manual of gdb, appendix "gdb Remote Serial Protocol". Leaves out how a 
 from pykvm.observe.gdbstub.debuggee import Debuggee, Ended, Outcome, Standing, Why
 from pykvm.observe.gdbstub.guest import SteppedGuest
 from pykvm.observe.gdbstub.hostfile import HostFile
-from pykvm.observe.gdbstub.monitor import EXITS_KEPT, Monitor
+from pykvm.observe.gdbstub.monitor import Monitor
 from pykvm.observe.gdbstub.server import Address, Clients, Pipe, Port, parse_address, serve
 from pykvm.observe.gdbstub.session import Ending, Session
 
 __all__ = [
-    "EXITS_KEPT",
     "Address",
     "Clients",
     "Debuggee",

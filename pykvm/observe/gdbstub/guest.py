@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pykvm.errors import ConfigurationError, GuestMemoryError, KvmError
-from pykvm.machine import Crashed, Machine, Stop, Stopped, TimedOut, exit_status
+from pykvm.machine import Crashed, LastExits, Machine, RunResult, Stop, Stopped, TimedOut, exit_status
 from pykvm.observe.gdbstub.debuggee import Ended, Outcome, Standing, Why
 from pykvm.observe.gdbstub.registers import CpuRegisters
 from pykvm.observe.stepping import Arrival, Reason, Step, Stepper, Watchpoint
@@ -27,19 +27,22 @@ __all__ = ["SteppedGuest"]
 
 T = TypeVar("T", Arrival, Step)
 
+EXITS_KEPT = 256  # of each CPU
 ADDRESSES = 1 << 64
 
 
 class SteppedGuest:
     """A ``Debuggee`` out of ``machine`` and its ``stepper``; it may run for ``timeout`` seconds, None for no limit.
 
-    ``stop`` is why it ended, None while it has not, and ``cpu`` whose doing that was. With ``keeps_steps`` it goes on
-    step by step, so that it can go back step by step.
+    ``stop`` is why it ended, None while it has not, and ``log`` has its exits. With ``keeps_steps`` it goes on step by
+    step, so that it can go back step by step.
     """
 
     def __init__(self, machine: Machine, stepper: Stepper, timeout: float | None = None) -> None:
         self._machine = machine
         self._stepper = stepper
+        self.log = LastExits(EXITS_KEPT)
+        machine.add_observer(self.log)
         self._reader = Reader(machine.memory)
         self._limit = timeout
         self._used = 0.0  # seconds of that
@@ -49,8 +52,8 @@ class SteppedGuest:
         self._watchpoints: tuple[Watchpoint, ...] = ()
         self._interrupt = threading.Event()
         self._crash: Crashed | None = None
+        self._culprit = 0  # the CPU that crashed, or ended the run
         self.stop: Stop | None = None
-        self.cpu = 0
         self.keeps_steps = False
 
     @property
@@ -62,6 +65,10 @@ class SteppedGuest:
     def time_left(self) -> float | None:
         """Return the seconds that it may still run, None for no limit."""
         return None if self._limit is None else max(0.001, self._limit - self._used)
+
+    def result(self, stop: Stop) -> RunResult:
+        """Return what all of it came to, if it ended with ``stop``."""
+        return self._machine.result(stop, self.log.count, self._used, self._culprit)
 
     # ---- registers ----
 
@@ -142,7 +149,7 @@ class SteppedGuest:
     def go(self) -> Outcome:
         """Go on, on all CPUs."""
         if self._crash is not None:
-            return self._end(self._crash, self.cpu)
+            return self._end(self._crash, self._culprit)
         arrival = self._timed(
             lambda: self._stepper.continue_(
                 self._breakpoints,
@@ -200,10 +207,10 @@ class SteppedGuest:
         return self._end(arrival.stop, arrival.cpu)
 
     def _end(self, stop: Stop, cpu: int) -> Outcome:
-        self.cpu = cpu
+        self._culprit = cpu
         if isinstance(stop, Crashed) and self._crash is None:
             self._crash = stop
-            return Standing(Why.CRASH, cpu, words=f"pykvm: {self._machine.result(stop, cpu=cpu).report}")
+            return Standing(Why.CRASH, cpu, words=f"pykvm: {self.result(stop).report}")
         self.stop = stop
         return Ended(exit_status(stop))
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Debug, Intr
-from pykvm.machine import LastExits, Machine, describe_exit
+from pykvm.machine import Machine, describe_exit
 from pykvm.names import did_you_mean
 from pykvm.observe.gdbstub.guest import SteppedGuest
 
-__all__ = ["EXITS_KEPT", "Monitor"]
+__all__ = ["Monitor"]
 
-EXITS_KEPT = 256  # of each CPU
 EXITS_SHOWN = 16
 
 HELP = """\
@@ -27,12 +26,11 @@ monitor help             this list
 
 
 class Monitor:
-    """Answers the commands about ``machine`` and ``guest``; ``log`` watches the machine."""
+    """Answers the commands about ``machine``, which ``guest`` moves."""
 
-    def __init__(self, machine: Machine, guest: SteppedGuest, log: LastExits) -> None:
+    def __init__(self, machine: Machine, guest: SteppedGuest) -> None:
         self._machine = machine
         self._guest = guest
-        self._log = log
 
     def __call__(self, cpu: int, command: str) -> str:
         """Return what ``command``, given while gdb looks at ``cpu``, has to say. Raises: PykvmError."""
@@ -59,9 +57,9 @@ class Monitor:
         return _complaint(name)
 
     def _exits(self, cpu: int, most: int) -> str:
-        exits = [exit for exit in self._log.exits(cpu) if not isinstance(exit, Debug | Intr)]
+        exits = [exit for exit in self._guest.log.exits(cpu) if not isinstance(exit, Debug | Intr)]
         shown = exits[max(0, len(exits) - most) :]
-        return "\n".join(map(describe_exit, shown)) or f"CPU {cpu} has not left KVM_RUN yet"
+        return "\n".join(map(describe_exit, shown)) or f"CPU {cpu} has had no exits yet"
 
 
 def _address(text: str) -> int:

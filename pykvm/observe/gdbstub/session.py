@@ -331,10 +331,11 @@ class Session:
         if mode == self._told_of:
             return []
         self._told_of = mode
-        return _shown(
-            f"pykvm: CPU {self._cpu} is in {mode} now, and gdb shows {self._architecture.value}: "
-            f"'disconnect' and attach again for {architecture.value}"
-        )
+        if architecture.is_64_bit is self._architecture.is_64_bit:
+            remedy = f"'set architecture {architecture.value}' has gdb read its code so"
+        else:
+            remedy = "'disconnect', 'set architecture auto' and 'target remote' again have gdb see all of its registers"
+        return _shown(f"pykvm: CPU {self._cpu} is in {mode} now: {remedy}")
 
     # ---- the rest ----
 
