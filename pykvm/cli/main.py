@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from pykvm.cli import cpuid, disasm, doctor, explain, guests, replay, run, step
+from pykvm.cli import cpuid, disasm, doctor, explain, guests, replay, run, step, trace
 from pykvm.cli.streams import discard_output, fill_closed_streams, say
 from pykvm.errors import KvmError, KvmUnavailableError, PykvmError
 
@@ -43,7 +43,7 @@ exit status:
   v<<1 | 1  the guest wrote v to port 0xf4 (low 8 bits)
   2         wrong use: an unknown option, a missing or malformed image
   69        KVM cannot be used here
-  74        stdout, or a recording, cannot be written
+  74        stdout, or a file, cannot be written
   76        replay: the devices answer otherwise than in the recording
   124       the time limit was reached
   125       the guest crashed
@@ -106,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, step, replay, guests, doctor, cpuid, explain, disasm):
+    for module in (run, trace, step, replay, guests, doctor, cpuid, explain, disasm):
         module.add_parser(commands)
     return parser
 

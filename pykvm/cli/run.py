@@ -16,11 +16,12 @@ from pykvm.cli.gdb import add_gdb_option, check_gdb_options, is_pipe, run_under_
 from pykvm.cli.ioctls import add_ioctl_options, ioctl_log
 from pykvm.cli.settings import Settings, add_machine_options
 from pykvm.cli.statistics import add_statistics_option, statistics_of
+from pykvm.cli.tracing import add_trace_options, check_trace_options, trace_of
 
 if TYPE_CHECKING:
     from pykvm.cli.terminal import Terminal
     from pykvm.devices import Unclaimed
-    from pykvm.observe import Recorder
+    from pykvm.observe import Recorder, Tracer
 
 __all__ = ["add_parser"]
 
@@ -46,6 +47,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_gdb_option(parser)
     add_statistics_option(parser)
     add_ioctl_options(parser)
+    parser.add_argument("--trace", action="store_true", help="print a line for each exit on stderr")
+    add_trace_options(parser, "stderr")
     parser.set_defaults(command=run)
 
 
@@ -56,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from pykvm.machine import Interrupted, Machine
 
     check_gdb_options(options)
+    check_trace_options(options)
     target = find_target(options)
     settings = Settings.choose(options, target)
     display = Display(options.screen, options.screenshot)
@@ -63,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         check_spares_guest("--record", options.record, options.target)
     with (
         _recording(options.record, target.image.name) as recorders,
+        _tracing(options, target.image.name) as tracers,
         ioctl_log(options) as ioctls,
         Terminal(stdout=sys.stderr.buffer if is_pipe(options) else None) as terminal,
         Machine(
@@ -76,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
             serial_input=None if options.screen or is_pipe(options) else terminal.read,
             debugcon_output=display.hold_back if display.is_live else terminal.write,
             on_unclaimed=UnclaimedNotes(terminal),
-            observers=(terminal, display, *recorders),
+            observers=(terminal, display, *recorders, *tracers),
             ioctls=ioctls,
         ) as machine,
         statistics_of(options, machine) as statistics,
@@ -119,6 +124,16 @@ def _recording(path: str | None, guest: str) -> Iterator[tuple[Recorder, ...]]:
 
     with Recorder(path, guest=guest) as recorder:
         yield (recorder,)
+
+
+@contextmanager
+def _tracing(options: argparse.Namespace, guest: str) -> Iterator[tuple[Tracer, ...]]:
+    """Trace if that is wanted. Raises: OSError; ConfigurationError."""
+    if not options.trace and options.trace_file is None:
+        yield ()
+        return
+    with trace_of(options, guest, sys.stderr.buffer) as tracer:
+        yield (tracer,)
 
 
 class UnclaimedNotes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from pykvm.kvm import Exit, Hlt, Hypercall, IoIn, IoOut, Rdmsr, Wrmsr
 
-__all__ = ["LONGEST", "Encoding", "Fits", "Form", "fits", "is_prefix"]
+__all__ = ["LONGEST", "REPEATS", "Encoding", "Fits", "Form", "fits", "is_prefix"]
 
 LONGEST = 15  # bytes of an instruction (SDM volume 2, section 2.3.11)
 

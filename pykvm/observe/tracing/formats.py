@@ -85,14 +85,14 @@ class JsonLines:
             "cpu": line.cpu,
             "reason": reason_of(line.event),
             "event": encode_event(line),
-            "register": line.register,
+            "register": line.register or None,
             "answer": None if line.answer is None else line.answer.hex(),
             "refused": line.refused,
         }
         if line.place is not None:
             place = line.place
             document["instruction"] = {"address": place.address, "text": place.text, "source": place.source}
-        return _encode({name: value for name, value in document.items() if value not in (None, "", False)})
+        return _encode({name: value for name, value in document.items() if value is not None and value is not False})
 
     def end(self, end: TraceEnd) -> str:
         """Return the object that ends a run."""

@@ -22,10 +22,10 @@ from pykvm.memory import GuestMemory
 from pykvm.observe.tracing.code import Code
 from pykvm.observe.tracing.encodings import LONGEST, Encoding, Fits, Form, fits, is_prefix
 from pykvm.observe.tracing.line import Place
-from pykvm.units import PAGE_SIZE
+from pykvm.observe.tracing.stores import repeated_store, store_before
 from pykvm.x86 import instruction_at
+from pykvm.x86.disassembly import make_decoder
 from pykvm.x86.registers import Rflags
-from pykvm.x86.stores import store_in
 
 __all__ = ["InstructionFinder", "TracedVcpu"]
 
@@ -72,6 +72,12 @@ class InstructionFinder:
         self._image: Image | None = None
         self._kept: dict[tuple[Whereabouts, object], _Found] = {}
         self._is_past: dict[tuple[type[Exit], Form, int], bool] = {}  # by exit, form and ring: whether RIP is past it
+
+    def prepare(self, image: Image | None) -> None:
+        """Load what takes long, before anybody takes the time: the decoder, and the table of source lines."""
+        make_decoder(64)
+        if image is not None:
+            source_line(image, image.entry)
 
     def find(self, cpu: int, exit: Exit, image: Image | None) -> Place | None:
         """Return the instruction of ``exit``, the last one of ``cpu``; ``image`` is for source lines."""
@@ -141,20 +147,10 @@ class InstructionFinder:
         return self._before(code, whole[0])
 
     def _search_store(self, code: Code, exit: MmioWrite, regs: Regs, sregs: Sregs) -> _Found:
-        """Find the longest instruction before RIP that can have written what ``exit`` says, or one with REP at RIP."""
-        at = self._at(code, _repeated_store(code))
-        if at is not None:
-            return _Found(at, None, code)
-        for size in range(min(LONGEST, len(code.before)), 0, -1):
-            store = store_in(code.before[-size:], code.width)
-            if (
-                store is not None
-                and store.size == len(exit.data)
-                and store.page_offset(regs, sregs) == exit.address % PAGE_SIZE
-                and store.can_have_written(exit.data, regs)
-            ):
-                return _Found(None, self._before(code, Encoding(size)), code)
-        return _Found(None, None, code)
+        """Find what has written before RIP, or writes at RIP again and again."""
+        at = self._at(code, repeated_store(code))
+        encoding = None if at is not None else store_before(code, exit, regs, sregs)
+        return _Found(at, None if encoding is None else self._before(code, encoding), code)
 
     def _at(self, code: Code, encoding: Encoding | None) -> _Candidate | None:
         if encoding is None or not code.after:
@@ -190,14 +186,3 @@ def _kind(exit: Exit) -> object:
         case MmioRead() | Debug():
             return type(exit)
     return type(exit) if fits(exit) is not None else None
-
-
-def _repeated_store(code: Code) -> Encoding | None:
-    prefix = code.after[:1]
-    if prefix not in (b"\xf2", b"\xf3"):
-        return None
-    for size in range(2, len(code.after) + 1):
-        store = store_in(code.after[:size], code.width)
-        if store is not None:
-            return Encoding(size, Form.REPEATED) if store.is_string else None
-    return None

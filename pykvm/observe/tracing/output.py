@@ -1,4 +1,4 @@
-"""Where a trace goes: a file of its own, or a stream of somebody's, written as it comes and handed over at ticks.
+"""Where bytes go while a guest runs: a file of its own, or a stream of somebody's, written as they come.
 
 What cannot be written is an error once, and whatever is written later is lost. Leaves out what is written.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["TraceOutput"]
+__all__ = ["OutputFile"]
 
-BUFFER = 1 << 16  # bytes that wait for a tick at most
+BUFFER = 1 << 16  # bytes that wait for a flush at most
 
 
-class TraceOutput:
-    """Text on its way to ``target``: a path, whose file is created or emptied, or a binary stream of the caller's.
+class OutputFile:
+    """Bytes on their way to ``target``: a path, whose file is created or emptied, or a binary stream of the caller's.
 
     Raises: OSError, with ``filename`` if it is about a path.
     """
@@ -23,14 +23,19 @@ class TraceOutput:
         self._path = str(target) if isinstance(target, str | Path) else None
         # closed by close()
         self._stream = Path(target).open("wb", BUFFER) if isinstance(target, str | Path) else target  # noqa: SIM115
-        self._waiting: list[str] = []
+        self._waiting: list[bytes] = []
         self._size = 0
         self.has_failed = False
 
-    def write(self, text: str) -> None:
-        """Write ``text``, at the next ``flush()`` if there is little of it. Raises: OSError."""
-        self._waiting.append(text)
-        self._size += len(text)
+    @property
+    def is_own(self) -> bool:
+        """Return whether it is a file that was opened here."""
+        return self._path is not None
+
+    def write(self, data: bytes) -> None:
+        """Write ``data``, at the next ``flush()`` if there is little of it. Raises: OSError."""
+        self._waiting.append(data)
+        self._size += len(data)
         if self._size >= BUFFER:
             self._hand_over()
 
@@ -59,13 +64,13 @@ class TraceOutput:
                 self._fail(error)
 
     def _hand_over(self) -> None:
-        text = "".join(self._waiting)
+        data = b"".join(self._waiting)
         self._waiting.clear()
         self._size = 0
-        if self.has_failed or not text:
+        if self.has_failed or not data:
             return
         try:
-            self._stream.write(text.encode("utf-8", "backslashreplace"))
+            self._stream.write(data)
         except OSError as error:
             self._fail(error)
 

@@ -27,7 +27,7 @@ from pykvm.observe.tracing.formats import JsonLines, TextColumns, TraceFormat
 from pykvm.observe.tracing.instructions import InstructionFinder
 from pykvm.observe.tracing.line import Coalesced, Event, InterruptTaken, Place, TraceEnd, TraceLine
 from pykvm.observe.tracing.names import NOBODY, Names
-from pykvm.observe.tracing.output import TraceOutput
+from pykvm.observe.tracing.output import OutputFile
 from pykvm.observe.tracing.perfetto import Perfetto
 from pykvm.observe.tracing.words import stop_words
 
@@ -78,7 +78,7 @@ class Tracer:
         self._names: Names | None = None
         self._instructions: InstructionFinder | None = None
         self._format = FORMATS[format]()
-        self._output = None if output is None else TraceOutput(output)
+        self._output = None if output is None else OutputFile(output)
         # Times are the clock's until they are put into a line.
         self._start: int | None = None  # when the guest was first entered
         self._last = 0  # when the last line's event was
@@ -88,7 +88,8 @@ class Tracer:
         self._open: tuple[int | None, int, int, Event, str, bool, Place | None, int] | None = None
         self._run_start: int | None = None
         self._run_number = 0
-        self._write(self._format.begin(guest))
+        self._guest = guest
+        self._has_begun = False
 
     # ---- what the machine tells ----
 
@@ -115,6 +116,8 @@ class Tracer:
     def enter(self, vcpu: int) -> None:
         """Take the time. Called without the machine's lock, so it only ever adds the CPU's own."""
         if vcpu not in self._resumed:
+            if self._start is None and self._instructions is not None and self._machine is not None:
+                self._instructions.prepare(self._machine.image)
             self._resumed[vcpu] = now = self._clock()
             if self._run_start is None:
                 self._run_start = now
@@ -159,14 +162,15 @@ class Tracer:
 
     def close(self) -> None:
         """Write what is left and close the file that was opened here; does nothing the second time. Raises: OSError."""
-        output, self._output = self._output, None
+        output = self._output
         if output is None:
             return
-        self._output = output
         try:
             if not output.has_failed:
                 self._end("the trace was closed")
-                self._write(self._format.close())
+                if self._has_begun or output.is_own:
+                    self._begin_output(output)
+                    output.write(_encode(self._format.close()))
         finally:
             self._output = None
             output.close()
@@ -230,7 +234,8 @@ class Tracer:
         if self._on_line is not None:
             self._on_line(line)
         if self._output is not None:
-            self._output.write(self._format.line(line))
+            self._begin_output(self._output)
+            self._output.write(_encode(self._format.line(line)))
 
     def _end(self, words: str) -> None:
         self._finish()
@@ -239,15 +244,23 @@ class Tracer:
             return  # nothing has run since the last end
         now = self._clock()
         start = now if start is None else start
-        self._write(self._format.end(TraceEnd(words, exits, now - start, now - (self._start or now))))
         self._run_start, self._run_number = None, self._number
         self._resumed.clear()
         if self._output is not None:
+            end = TraceEnd(words, exits, now - start, now - (self._start or now))
+            self._begin_output(self._output)
+            self._output.write(_encode(self._format.end(end)))
             self._output.flush()
 
-    def _write(self, text: str) -> None:
-        if self._output is not None:
-            self._output.write(text)
+    def _begin_output(self, output: OutputFile) -> None:
+        """Write the trace's beginning, unless that was done: a stream of somebody else's is left alone up to here."""
+        if not self._has_begun:
+            self._has_begun = True
+            output.write(_encode(self._format.begin(self._guest)))
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _nothing(cpu: int, event: Event) -> bool:
