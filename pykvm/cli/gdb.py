@@ -94,7 +94,7 @@ def _clients(options: argparse.Namespace, target: Target, terminal: Terminal) ->
         folder = f" -d {shlex.quote(str(sources))}" if sources else ""
         terminal.note(
             f"waiting for gdb at {port.address} (Ctrl-C quits); in another terminal:\n"
-            f"  gdb{folder}{mode} -ex 'target remote {port.address}'"
+            f"  gdb{folder} -ex 'target remote {port.address}'{mode}"
         )
         yield port
 

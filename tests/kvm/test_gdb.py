@@ -22,7 +22,7 @@ QUIET = ["-nx", "-batch", "-iex", "set sysroot target:", "-iex", "set confirm of
 REAL = """
         .code16
         .globl  _start
-_start: ljmp    $0x900, $far - 0x9000 + 0x1000
+_start: ljmp    $0x900, $far - 0x9000
         .org    0x1000
 far:    mov     $0x1234, %ax
         push    %ax
@@ -66,10 +66,10 @@ _start: inc     %rbx
 """
 
 
-def gdb(target: str, *commands: str, before: tuple[str, ...] = (), options: str = "") -> str:
+def gdb(target: str, *commands: str, options: str = "") -> str:
     """Debug ``target``: return what gdb prints, and the guest."""
     remote = f"target remote | pykvm run {shlex.quote(target)} {options} --gdb -"
-    arguments = [text for command in (*before, remote, *commands) for text in ("-ex", command)]
+    arguments = [text for command in (remote, *commands) for text in ("-ex", command)]
     ran = subprocess.run(
         [GDB or "gdb", *QUIET, *arguments],
         stdin=subprocess.DEVNULL,
@@ -99,14 +99,13 @@ def prints(output: str) -> list[str]:
 def test_real_mode_by_linear_addresses(tmp_path: Path) -> None:
     output = gdb(
         source(tmp_path, REAL),
-        *("x/i $pc", "break far", "c", "x/3i $pc", "p/x $pc", "p/x $cs", "p/x $cs_base"),
-        *("stepi", "p/x $ax", "stepi", "x/xh $ss_base + $sp", "break *0xa004", "c", "p/x $pc", "c"),
-        before=("set architecture i8086",),
+        *("set architecture i8086", "x/i $pc", "break far", "c", "x/3i $pc", "p/x $pc", "p/x $cs", "p/x $cs_base"),
+        *("stepi", "p/x $ax", "stepi", "x/xh $ss_base + $sp", "break *0x9005", "c", "p/x $pc", "c"),
     )
-    assert re.search(r"=> 0x8000 <_start>:\s+ljmp +\$0x900,\$0x1000", output)
+    assert re.search(r"=> 0x8000 <_start>:\s+ljmp +\$0x900,\$0x0", output)
     assert "Breakpoint 1, far ()" in output
-    assert re.search(r"=> 0xa000 <far>:\s+mov +\$0x1234,%ax\n.*push +%ax\n.*inc +%ax", output)
-    assert prints(output) == ["0xa000", "0x900", "0x9000", "0x1234", "0xa004"]
+    assert re.search(r"=> 0x9000 <far>:\s+mov +\$0x1234,%ax\n.*push +%ax\n.*inc +%ax", output)
+    assert prints(output) == ["0x9000", "0x900", "0x9000", "0x1234", "0x9005"]
     assert re.search(r"0x[0-9a-f]+:\s+0x1234", output)
     assert "exited with code 0125" in output  # (42 << 1 | 1) in octal
 
@@ -114,11 +113,20 @@ def test_real_mode_by_linear_addresses(tmp_path: Path) -> None:
 def test_from_real_to_protected_mode() -> None:
     output = gdb(
         "06-protected-mode",
-        *("x/i $pc", "break protected_mode", "c", "set architecture i386", "x/i $pc", "p/x $cs", "p $cr0", "c"),
-        before=("set architecture i8086",),
+        *(
+            "set architecture i8086",
+            "x/i $pc",
+            "break protected",
+            "c",
+            "set architecture i386",
+            "x/i $pc",
+            "p/x $cs",
+            "p $cr0",
+            "c",
+        ),
     )
     assert "pykvm: CPU 0 is in protected mode now: 'set architecture i386'" in output
-    assert re.search(r"=> .*<protected_mode>:", output)
+    assert re.search(r"=> .*<protected>:", output)
     assert "PE" in prints(output)[1]
     assert "exited normally" in output
 
@@ -136,15 +144,17 @@ def test_the_registers_of_long_mode() -> None:
     assert {"LMA", "LME"} <= set(shown[1].split())
     assert shown[2:4] == ["0x8", "1"]
     assert shown[6:8] == ["895", "65535"]
-    assert shown[8:] == ["0x55667788", "0x77", "{0, 7, 0, 0}", "1.5", "[ CF ]"]
+    assert shown[8:12] == ["0x55667788", "0x77", "{0, 7, 0, 0}", "1.5"]
+    assert "CF" in shown[12].split()
     assert re.search(r"^rip +0x100000", output, re.MULTILINE)
 
 
 def test_what_a_register_cannot_be_is_said() -> None:
-    output = gdb("09-hello", "set $cs = 0x33", "set $efer = 0", "p/x $cs", "p $efer", "c")
+    output = gdb("09-hello", "set $cs = 0x33", "set $efer = 0L", "p/x $cs", "p $efer", "c")
     assert "in long mode cs is loaded with a descriptor: let the guest do it" in output
-    assert "KVM_SET_SREGS" in output
-    assert prints(output) == ["0x8", "[ LME LMA NXE ]"] or "LMA" in prints(output)[1]
+    assert re.search(r"KVM_SET_SREGS.*L is set while EFER.LMA is clear", output)
+    assert prints(output)[0] == "0x8"
+    assert {"LME", "LMA"} <= set(prints(output)[1].split())
     assert "exited" in output
 
 
@@ -170,12 +180,12 @@ def test_memory_that_is_none_and_devices_are_not_touched() -> None:
 def test_a_kernel_in_c_line_by_line() -> None:
     output = gdb(
         "14-c-kernel",
-        *("break kernel.c:72", "c", "p n", "p count", "bt", "next", "next", "p count", "c", "p n", "delete", "c"),
+        *("break put_decimal", "c", "p value", "bt", "next", "next", "p value", "up", "info symbol $pc"),
+        *("delete", "c"),
     )
-    assert prints(output) == ["2", "0 '\\000'", "0 '\\000'", "3"] or prints(output)[0] == "2"
-    assert re.search(r"#\d+ .*kernel_main \(\)", output)
-    assert re.search(r"#\d+ .*_start \(\)", output)
-    assert "primes below 50: 2 3 5" in output
+    assert prints(output) == ["50", "5"]  # once divided by 10
+    assert re.search(r"#0 .*put_decimal \(value=50\).*\n#1 .*kernel_main \(\).*\n#2 .*_start \(\)", output)
+    assert re.search(r"kernel_main.* in section .text", output)
     assert "exited with code 037" in output
 
 

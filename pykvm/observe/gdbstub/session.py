@@ -354,7 +354,11 @@ class Session:
         return (b"m" if offset + len(piece) < len(text) else b"l") + piece
 
     def _command(self, text: bytes) -> list[bytes]:
-        return [*_shown(self._monitor(self._cpu, text.decode("utf-8", "replace"))), OK]
+        try:
+            words = self._monitor(self._cpu, text.decode("utf-8", "replace"))
+        except (PykvmError, ValueError) as error:  # gdb shows no words of an error here
+            words = str(error)
+        return [*_shown(words), OK]
 
 
 def _change(known: set[T], item: T, inserts: bool) -> None:
