@@ -183,7 +183,7 @@ class _Operands:
     def _access(self, operand: capstone.x86.X86Op) -> Access:
         if self._name.startswith(_READ_AND_WRITE):
             return Access.READ | Access.WRITE
-        if self._name.startswith(_WRITE_ONLY) or self._opcode in _INS:
+        if self._name.startswith(_WRITE_ONLY) or self._opcode in _WRITING_STRINGS:
             return Access.WRITE
         if self._name.startswith(_READ_ONLY):
             return Access.READ
@@ -259,6 +259,7 @@ class _Operands:
 
 # Opcodes (SDM volume 2, appendix A).
 _INS = frozenset((0x6C, 0x6D))
+_WRITING_STRINGS = _INS | {0xAA, 0xAB}  # INS and STOS, of which capstone 5 says that they read
 _DESTINATION_OPCODES = _INS | {0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAE, 0xAF}  # MOVS, CMPS, STOS, SCAS
 _LEAVE = 0xC9
 # With ENTER and CALL, LEAVE and RET; PUSH and POP of FS and GS have two bytes.

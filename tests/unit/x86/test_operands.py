@@ -55,6 +55,11 @@ def test_an_operand_is_where_its_registers_say(code: str, expected: tuple[int, i
     assert accesses(code, rbx=0x5000, rcx=0x10, rbp=0x6000, rax=0x64) == [expected]
 
 
+@pytest.mark.parametrize(("code", "size"), [("aa", 1), ("66 ab", 2), ("ab", 4), ("48 ab", 8), ("f3 aa", 1)])
+def test_stos_writes(code: str, size: int) -> None:
+    assert accesses(code, rdi=0x5000, rcx=1) == [(0x5000, size, WRITE, "es")]
+
+
 @pytest.mark.parametrize("code", ["48 8d 03", "0f 1f 03", "0f 18 03", "0f 01 3b", "90", "0f 0b", "b8 01 00 00 00", ""])
 def test_an_address_that_is_not_used_is_no_access(code: str) -> None:
     assert accesses(code, rbx=0x5000) == []
