@@ -310,8 +310,8 @@ class Vcpu(VcpuState, StatsSource):
         self._check_usable("asked where it is")
         if self._synced is not None:
             return self._synced.whereabouts()
-        regs, s = self.get_regs(), self.get_sregs()
-        return Whereabouts(regs.rip, regs.rflags, s.cs.base, s.cs.l, s.cs.db, s.ss.dpl, s.cr0, s.cr3, s.cr4, s.efer)
+        rip, s = self.get_regs().rip, self.get_sregs()
+        return Whereabouts(rip, s.cs.base, s.cs.l, s.cs.db, s.ss.dpl, s.cr0, s.cr3, s.cr4, s.efer)
 
     # ---- inside ----
 

@@ -18,10 +18,12 @@ __all__ = ["SyncedRegisters", "Whereabouts"]
 
 
 class Whereabouts(NamedTuple):
-    """RIP, and all that says which bytes are there and what they mean. A tuple, for one is made at every exit."""
+    """RIP, and all that says which bytes are there and what they mean. A tuple, for one is made at every exit.
+
+    Virtual-8086 mode is not in it, for it changes neither: its code is 16 bits wide, and CS says where it is.
+    """
 
     rip: int
-    rflags: int
     cs_base: int
     cs_l: int
     cs_db: int
@@ -49,9 +51,7 @@ class SyncedRegisters:
     def whereabouts(self) -> Whereabouts:
         """Return what the last exit brought."""
         regs, sregs, cs = self._regs, self._sregs, self._cs
-        return Whereabouts(
-            regs.rip, regs.rflags, cs.base, cs.l, cs.db, self._ss.dpl, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer
-        )
+        return Whereabouts(regs.rip, cs.base, cs.l, cs.db, self._ss.dpl, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)
 
     def stop(self) -> None:
         """Have exits bring no registers any more."""

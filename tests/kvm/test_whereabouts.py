@@ -23,7 +23,7 @@ def by_ioctls(machine: Machine) -> Whereabouts:
     vcpu = machine.vcpu
     regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
     code = (sregs.cs.base, sregs.cs.l, sregs.cs.db, sregs.ss.dpl)
-    return Whereabouts(regs.rip, regs.rflags, *code, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)
+    return Whereabouts(regs.rip, *code, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)
 
 
 @pytest.mark.parametrize("synced", [True, False])

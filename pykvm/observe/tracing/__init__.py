@@ -2,6 +2,7 @@
 
 from pykvm.observe.tracing.filters import TraceFilter
 from pykvm.observe.tracing.line import Coalesced, InterruptTaken, Place, TraceEnd, TraceLine
-from pykvm.observe.tracing.tracer import FORMATS, Tracer
+from pykvm.observe.tracing.tracer import Tracer
+from pykvm.observe.tracing.writer import FORMATS
 
 __all__ = ["FORMATS", "Coalesced", "InterruptTaken", "Place", "TraceEnd", "TraceFilter", "TraceLine", "Tracer"]

@@ -13,6 +13,7 @@ import json
 from dataclasses import fields
 from typing import Protocol
 
+from pykvm.machine.report import format_duration
 from pykvm.observe.tracing.line import Coalesced, InterruptTaken, TraceEnd, TraceLine
 from pykvm.observe.tracing.words import reason_of, what_of
 
@@ -60,7 +61,7 @@ class TextColumns:
     def end(self, end: TraceEnd) -> str:
         """Return the last line."""
         exits = "1 exit" if end.exits == 1 else f"{end.exits} exits"
-        return f"stopped: {end.words} after {exits}, {end.duration / 1e6:.3g} ms\n"
+        return f"stopped: {end.words} after {exits}, {format_duration(end.duration / 1e9)}\n"
 
     def close(self) -> str:
         """Return nothing."""
@@ -109,7 +110,7 @@ def encode_event(line: TraceLine) -> dict[str, object]:
     """Return the exit's class and fields as JSON has them: bytes in hexadecimal, tuples as lists."""
     event = line.event.write if isinstance(line.event, Coalesced) else line.event
     values = {field.name: getattr(event, field.name) for field in fields(event)}
-    return {"type": type(event).__name__, **{name: _plain(value) for name, value in values.items()}}
+    return {"class": type(event).__name__, **{name: _plain(value) for name, value in values.items()}}
 
 
 def _kind(line: TraceLine) -> str:

@@ -25,11 +25,9 @@ from pykvm.observe.tracing.line import Place
 from pykvm.observe.tracing.stores import repeated_store, store_before
 from pykvm.x86 import instruction_at
 from pykvm.x86.disassembly import make_decoder
-from pykvm.x86.registers import Rflags
 
 __all__ = ["InstructionFinder", "TracedVcpu"]
 
-VM = Rflags.VM.value
 MOST_KEPT = 4096  # instructions; a hostile guest can have any number of them
 
 
@@ -89,7 +87,7 @@ class InstructionFinder:
             self._kept.clear()
         vcpu = self._vcpus[cpu]
         here = vcpu.whereabouts()
-        key = (here._replace(rflags=here.rflags & VM), kind)  # the other flags change at every exit, and do not matter
+        key = here, kind
         found = self._kept.get(key)
         if found is None or not found.code.is_there():
             found = self._search(vcpu, exit)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pykvm.devices import Bus
 from pykvm.kvm import IoIn, IoOut, MmioRead, MmioWrite
-from pykvm.observe.tracing.line import Event
+from pykvm.observe.tracing.line import Coalesced, Event
 
 __all__ = ["NOBODY", "Names"]
 
@@ -26,15 +26,15 @@ class Names:
 
     def find(self, event: Event) -> tuple[str, bool]:
         """Return the device's name and the register's, and whether its bytes are characters; "" if nobody is there."""
-        match event:
-            case IoOut():
-                return self._name(self._pio, event.port, True)
-            case IoIn():
-                return self._name(self._pio, event.port, False)
-            case MmioWrite():
-                return self._name(self._mmio, event.address, True)
-            case MmioRead():
-                return self._name(self._mmio, event.address, False)
+        match event.write if isinstance(event, Coalesced) else event:
+            case IoOut() as access:
+                return self._name(self._pio, access.port, True)
+            case IoIn() as access:
+                return self._name(self._pio, access.port, False)
+            case MmioWrite() as access:
+                return self._name(self._mmio, access.address, True)
+            case MmioRead() as access:
+                return self._name(self._mmio, access.address, False)
         return NOBODY
 
     def _name(self, bus: Bus, address: int, is_write: bool) -> tuple[str, bool]:

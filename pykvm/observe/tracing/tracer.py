@@ -23,20 +23,18 @@ from pykvm.errors import ConfigurationError
 from pykvm.kvm import Exit, Hypercall, IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, ReadExit, Wrmsr
 from pykvm.machine import Stop
 from pykvm.observe.tracing.filters import TraceFilter
-from pykvm.observe.tracing.formats import JsonLines, TextColumns, TraceFormat
 from pykvm.observe.tracing.instructions import InstructionFinder
-from pykvm.observe.tracing.line import Coalesced, Event, InterruptTaken, Place, TraceEnd, TraceLine
+from pykvm.observe.tracing.line import Coalesced, Event, InterruptTaken, TraceEnd, TraceLine
 from pykvm.observe.tracing.names import NOBODY, Names
-from pykvm.observe.tracing.output import OutputFile
-from pykvm.observe.tracing.perfetto import Perfetto
 from pykvm.observe.tracing.words import stop_words
+from pykvm.observe.tracing.writer import Seen, TraceWriter
 
 if TYPE_CHECKING:
     from pykvm.machine import Machine
 
-__all__ = ["FORMATS", "Tracer"]
+__all__ = ["Tracer"]
 
-FORMATS: dict[str, Callable[[], TraceFormat]] = {"text": TextColumns, "jsonl": JsonLines, "perfetto": Perfetto}
+EVENT = 5  # where it is in what is seen
 
 _ANSWERED = (IoIn, MmioRead, Rdmsr, Wrmsr, Hypercall)  # what may still be answered, or refused
 
@@ -65,8 +63,6 @@ class Tracer:
         on_line: Callable[[TraceLine], object] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        if format not in FORMATS:
-            raise ConfigurationError(f"there is no trace format {format!r}: there are {', '.join(FORMATS)}")
         if limit is not None and limit < 1:
             raise ConfigurationError(f"a trace has 1 line or more, not {limit}")
         self._wants = None if only is None else only.predicate()
@@ -77,19 +73,16 @@ class Tracer:
         self._machine: Machine | None = None
         self._names: Names | None = None
         self._instructions: InstructionFinder | None = None
-        self._format = FORMATS[format]()
-        self._output = None if output is None else OutputFile(output)
+        self._writer = None if output is None else TraceWriter(output, format, guest)
         # Times are the clock's until they are put into a line.
         self._start: int | None = None  # when the guest was first entered
-        self._last = 0  # when the last line's event was
+        self._last: int | None = None  # when the last line's event was
         self._resumed: dict[int, int] = {}  # by CPU: its first entry since its last line
         self._number = 0
         self._lines = 0
-        self._open: tuple[int | None, int, int, Event, str, bool, Place | None, int] | None = None
+        self._open: Seen | None = None  # the last line, whose answer may still come
         self._run_start: int | None = None
         self._run_number = 0
-        self._guest = guest
-        self._has_begun = False
 
     # ---- what the machine tells ----
 
@@ -137,7 +130,7 @@ class Tracer:
 
     def answer(self, vcpu: int, exit: ReadExit | Wrmsr, data: bytes | None) -> None:
         """Write down what the last exit was answered, or that it was refused."""
-        if self._open is not None and self._open[3] is exit:
+        if self._open is not None and self._open[EVENT] is exit:
             self._finish(data, data is None)
 
     def interrupt(self, vcpu: int, vector: int) -> None:
@@ -151,8 +144,8 @@ class Tracer:
     def tick(self) -> None:
         """Hand the lines so far to the operating system."""
         self._finish()
-        if self._output is not None:
-            self._output.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def stopped(self, stop: Stop) -> None:
         """Write down the end of a run; does nothing if that was done."""
@@ -162,18 +155,10 @@ class Tracer:
 
     def close(self) -> None:
         """Write what is left and close the file that was opened here; does nothing the second time. Raises: OSError."""
-        output = self._output
-        if output is None:
-            return
-        try:
-            if not output.has_failed:
-                self._end("the trace was closed")
-                if self._has_begun or output.is_own:
-                    self._begin_output(output)
-                    output.write(_encode(self._format.close()))
-        finally:
-            self._output = None
-            output.close()
+        self._end("the trace was closed")
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -200,42 +185,29 @@ class Tracer:
         now = self._clock()
         name, is_text = NOBODY
         if self._names is not None:
-            name, is_text = self._names.find(event.write if isinstance(event, Coalesced) else event)
+            name, is_text = self._names.find(event)
         place, resumed = None, now
         if not isinstance(event, InterruptTaken | Coalesced):
             resumed = self._resumed.pop(cpu, now)
             if self._instructions is not None and self._machine is not None:
                 place = self._instructions.find(cpu, event, self._machine.image)
-        self._open = (number, now, cpu, event, name, is_text, place, resumed)
+        start = self._start
+        if start is None or self._last is None:
+            start = self._start = self._last = now
+        self._open = (number, now - start, now - self._last, resumed - start, cpu, event, name, is_text, place)
+        self._last = now
 
     def _finish(self, answer: bytes | None = None, refused: bool = False) -> None:
-        if self._open is None:
+        seen, self._open = self._open, None
+        if seen is None:
             return
-        number, now, cpu, event, name, is_text, place, resumed = self._open
-        self._open = None
-        start = now if self._start is None else self._start
-        line = TraceLine(
-            number,
-            now - start,
-            now - (self._last or now),
-            resumed - start,
-            cpu,
-            event,
-            name,
-            is_text,
-            place,
-            answer,
-            refused,
-        )
-        self._last = now
         self._lines += 1
         if self._lines == self._limit:
             self._wants = _nothing
         if self._on_line is not None:
-            self._on_line(line)
-        if self._output is not None:
-            self._begin_output(self._output)
-            self._output.write(_encode(self._format.line(line)))
+            self._on_line(TraceLine(*seen, answer, refused))
+        if self._writer is not None:
+            self._writer.add(seen, answer, refused)
 
     def _end(self, words: str) -> None:
         self._finish()
@@ -243,24 +215,11 @@ class Tracer:
         if start is None and exits == 0:
             return  # nothing has run since the last end
         now = self._clock()
-        start = now if start is None else start
+        since_start, duration = (0 if then is None else now - then for then in (self._start, start))
         self._run_start, self._run_number = None, self._number
         self._resumed.clear()
-        if self._output is not None:
-            end = TraceEnd(words, exits, now - start, now - (self._start or now))
-            self._begin_output(self._output)
-            self._output.write(_encode(self._format.end(end)))
-            self._output.flush()
-
-    def _begin_output(self, output: OutputFile) -> None:
-        """Write the trace's beginning, unless that was done: a stream of somebody else's is left alone up to here."""
-        if not self._has_begun:
-            self._has_begun = True
-            output.write(_encode(self._format.begin(self._guest)))
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
+        if self._writer is not None:
+            self._writer.end(TraceEnd(words, exits, duration, since_start))
 
 
 def _nothing(cpu: int, event: Event) -> bool:

@@ -64,14 +64,14 @@ def what_of(line: TraceLine) -> str:
     """Return what happened in a few words; empty if the reason says it all."""
     event = line.event
     match event.write if isinstance(event, Coalesced) else event:
-        case IoOut(port=port, size=size, count=count, data=data):
-            return f"out {port:#x} {count}x{size} {show_data(data, size, line.is_text)}"
-        case IoIn(port=port, size=size, count=count):
-            return f"in {port:#x} {count}x{size}{_answer(line, size)}"
-        case MmioWrite(address=address, data=data):
-            return f"write {address:#x} 1x{len(data)} {show_data(data, len(data), line.is_text)}"
-        case MmioRead(address=address, size=size):
-            return f"read {address:#x} 1x{size}{_answer(line, size)}"
+        case IoOut() as out:
+            return f"out {out.port:#x} {out.count}x{out.size} {show_data(out.data, out.size, line.is_text)}"
+        case IoIn() as read:
+            return f"in {read.port:#x} {read.count}x{read.size}{_answer(line, read.size)}"
+        case MmioWrite() as write:
+            return f"write {write.address:#x} 1x{write.size} {show_data(write.data, write.size, line.is_text)}"
+        case MmioRead() as read:
+            return f"read {read.address:#x} 1x{read.size}{_answer(line, read.size)}"
         case Rdmsr(index=index):
             return f"rdmsr {_msr(index)}{_answer(line, 8)}"
         case Wrmsr(index=index, data=value):
@@ -80,8 +80,7 @@ def what_of(line: TraceLine) -> str:
             return f"call {nr}({', '.join(map(hex, args))}){_answer(line, 8)}"
         case InterruptTaken(vector=vector):
             return f"vector {vector:#x}"
-        case _:
-            return _other(event)
+    return _other(event)
 
 
 def show_data(data: bytes, size: int, is_text: bool) -> str:
