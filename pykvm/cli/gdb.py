@@ -71,6 +71,8 @@ def run_under_gdb(machine: Machine, target: Target, options: argparse.Namespace,
     with Stepper(machine) as stepper, _clients(options, target, terminal) as clients:
         guest = SteppedGuest(machine, stepper, options.timeout)
         ending = serve(clients, guest, Monitor(machine, guest), file, on_idle=terminal.tick, say=terminal.note)
+    if ending is Ending.KILLED:
+        terminal.note("killed by gdb")
     if ending is Ending.DETACHED:
         return machine.run(guest.time_left)
     return guest.result(guest.stop or Interrupted())
