@@ -4,10 +4,9 @@ This is the trip that everything else is built around:
 
     KVM_RUN -> exit -> observers -> bus -> device -> answer -> KVM_RUN
 
-Each vCPU has a loop, on a thread of its own. That of vCPU 0 runs on the thread that called ``Machine.run()``, and
-looks after the time limit and Ctrl-C as well. The vCPU is known by a protocol, so that a scripted one can stand in for
-KVM's. See: Documentation/virt/kvm/api.rst, section 5, for what each exit wants. Leaves out how the threads are
-stopped and paused: see ``control``.
+Each vCPU has a loop, on a thread of its own; vCPU 0's, on the thread that called ``Machine.run()``, looks after the time
+limit and Ctrl-C. A scripted vCPU can stand in for KVM's. See: Documentation/virt/kvm/api.rst, section 5, for what each
+exit wants. Leaves out how the threads are stopped and paused: see ``control``.
 """
 
 from __future__ import annotations
@@ -129,10 +128,9 @@ class ExitHandlers:
     """What to do at the exits that are not for a device on a bus.
 
     ``rdmsr(index)`` and ``wrmsr(index, value)`` raise MsrRefusedError for #GP. ``hypercall`` returns the guest's RAX;
-    ``debug`` why a breakpoint or step of a vCPU ends the run, or None to go on; ``assist`` whether it finished the
-    instruction that KVM could not emulate; ``on_tick`` hears now and then that a vCPU is out of KVM_RUN;
-    ``drain`` the writes that KVM has kept back in a coalesced zone, oldest first; ``is_idle`` whether, vCPU 0 being
-    halted with interrupts off, no other vCPU can do anything either. None: nobody asked for such exits.
+    ``debug`` why a breakpoint or step of a vCPU ends the run, or None; ``assist`` whether it finished the instruction;
+    ``on_tick`` hears now and then of a vCPU outside KVM_RUN; ``drain`` returns the writes kept in a coalesced zone,
+    oldest first; ``is_idle`` whether, vCPU 0 being halted for good, the others are, too. None: nobody asked.
     """
 
     rdmsr: Callable[[int], int] = _refuse_read

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ import pytest
 from pykvm.probes import probe
 
 GDB = shutil.which("gdb")
-pytestmark = pytest.mark.skipif(GDB is None, reason="there is no gdb: apt-get install gdb")
+PYKVM = f"{shlex.quote(sys.executable)} -m pykvm.cli.main"
+pytestmark = pytest.mark.skipif(GDB is None and "CI" not in os.environ, reason="there is no gdb: apt-get install gdb")
 
 TIMEOUT = 60
 # gdb would say that fetching a file from afar is slow, and would end at the first error.
@@ -68,7 +71,7 @@ _start: inc     %rbx
 
 def gdb(target: str, *commands: str, options: str = "") -> str:
     """Debug ``target``: return what gdb prints, and the guest."""
-    remote = f"target remote | pykvm run {shlex.quote(target)} {options} --gdb -"
+    remote = f"target remote | {PYKVM} run {shlex.quote(target)} {options} --gdb -"
     arguments = [text for command in (remote, *commands) for text in ("-ex", command)]
     ran = subprocess.run(
         [GDB or "gdb", *QUIET, *arguments],
