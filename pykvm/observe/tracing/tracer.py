@@ -27,7 +27,7 @@ from pykvm.observe.tracing.instructions import InstructionFinder
 from pykvm.observe.tracing.line import Coalesced, Event, InterruptTaken, TraceEnd, TraceLine
 from pykvm.observe.tracing.names import NOBODY, Names
 from pykvm.observe.tracing.words import stop_words
-from pykvm.observe.tracing.writer import Seen, TraceWriter
+from pykvm.observe.tracing.writer import FORMATS, Seen, TraceWriter
 
 if TYPE_CHECKING:
     from pykvm.machine import Machine
@@ -63,6 +63,8 @@ class Tracer:
         on_line: Callable[[TraceLine], object] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
+        if format not in FORMATS:
+            raise ConfigurationError(f"there is no trace format {format!r}: there are {', '.join(FORMATS)}")
         if limit is not None and limit < 1:
             raise ConfigurationError(f"a trace has 1 line or more, not {limit}")
         self._wants = None if only is None else only.predicate()

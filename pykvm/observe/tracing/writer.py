@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-from pykvm.errors import ConfigurationError
 from pykvm.observe.tracing.formats import JsonLines, TextColumns, TraceFormat
 from pykvm.observe.tracing.line import Event, Place, TraceEnd, TraceLine
 from pykvm.observe.tracing.output import OutputFile
@@ -25,14 +24,9 @@ Seen = tuple[int | None, int, int, int, int, Event, str, bool, Place | None]
 
 
 class TraceWriter:
-    """Writes a trace of ``guest`` to ``target``, a path or a binary stream, in the format called ``format``.
-
-    Raises: ConfigurationError if there is no such format; OSError.
-    """
+    """Writes a trace of ``guest`` to ``target``, a path or a binary stream, in one of ``FORMATS``. Raises: OSError."""
 
     def __init__(self, target: str | Path | BinaryIO, format: str, guest: str) -> None:
-        if format not in FORMATS:
-            raise ConfigurationError(f"there is no trace format {format!r}: there are {', '.join(FORMATS)}")
         self._format = FORMATS[format]()
         self._output = OutputFile(target)
         self._guest = guest
