@@ -17,6 +17,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,8 @@ def test_python_blocks_run_and_print_what_they_say(path: Path) -> None:
     "block", [marked(block, block.name, block.text, *files_named(block)) for block in in_language("console")]
 )
 def test_a_console_block_shows_what_is_printed(block: Block, tmp_path: Path) -> None:
+    if re.search(r"^\$ gdb ", block.text, re.MULTILINE) and shutil.which("gdb") is None:
+        pytest.skip("there is no gdb: apt-get install gdb")
     skip_what_this_host_lacks(*re.findall(r"pykvm run (\S+)", block.text))
     write_files(tmp_path, block.path, before=block.line)
     (tmp_path / "guests").symlink_to(ROOT / "guests")
