@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent.parent
 BOOK = ROOT / "docs" / "book"
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "guests").rglob("*.md")])
 FENCE = re.compile(r"^```(?P<language>\S+)(?: (?P<file>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-USES_KVM = re.compile(r"\bMachine\(|\bKvm\.open\b|\bpykvm (run|doctor|cpuid|step)\b")
+USES_KVM = re.compile(r"\bMachine\(|\bKvm\.open\b|\bpykvm (run|trace|doctor|cpuid|step)\b")
 FIXTURES_WITH_KVM = re.compile(r"^\s*def \w+\([^)]*\b(guest|machine|(real|protected|long)_mode)\b", re.MULTILINE)
 HIDES_KVM = """
 from pykvm.errors import KvmUnavailableError

@@ -19,7 +19,7 @@ from pykvm.errors import (
     UnclaimedAccessError,
 )
 from pykvm.kvm import Exit, Hlt, InternalError, IoIn, IoOut, Shutdown
-from pykvm.machine import Crashed, DebugExitWritten, Halted, Interrupted, LastExits, Stopped, TimedOut
+from pykvm.machine import Crashed, DebugExitWritten, Halted, Interrupted, LastExits, Stop, Stopped, TimedOut
 from pykvm.testing import Guests
 from pykvm.units import GiB
 from pykvm.x86 import Cr0, real_mode, reset_vector
@@ -380,3 +380,37 @@ def test_nobody_begins_to_watch_in_the_middle_of_a_run(guest: Guests) -> None:
     joiner.machine.load(b"\xf4")
     with pytest.raises(InUseError, match="stop"):
         joiner.machine.run()
+
+
+class Insider:
+    """Wants to know which machine it watches, and how its runs end."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def exit(self, vcpu: int, exit: Exit) -> None:
+        pass
+
+    def tick(self) -> None:
+        pass
+
+    def attach(self, machine: Machine) -> None:
+        self.told.append(machine)
+
+    def detach(self) -> None:
+        self.told.append(None)
+
+    def stopped(self, stop: Stop) -> None:
+        self.told.append(stop)
+
+
+def test_an_observer_may_hear_which_machine_it_watches_and_how_runs_end(guest: Guests) -> None:
+    first, later = Insider(), Insider()
+    machine = guest.machine("1M", observers=[first])
+    machine.load(b"\xf4")
+    machine.run()
+    machine.add_observer(later)
+    machine.remove_observer(later)
+    machine.remove_observer(later)
+    assert first.told == [machine, Halted()]
+    assert later.told == [machine, None]
