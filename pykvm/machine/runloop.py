@@ -4,7 +4,7 @@ This is the trip that everything else is built around:
 
     KVM_RUN -> exit -> observers -> bus -> device -> answer -> KVM_RUN
 
-Each vCPU has a loop, on a thread of its own; vCPU 0's, on the thread that called ``Machine.run()``, looks after the time
+Each vCPU has a loop, on a thread of its own; vCPU 0's, on the thread that called ``Machine.run()``, looks after time
 limit and Ctrl-C. A scripted vCPU can stand in for KVM's. See: Documentation/virt/kvm/api.rst, section 5, for what each
 exit wants. Leaves out how the threads are stopped and paused: see ``control``.
 """
