@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pykvm.boot import Image, source_line
-from pykvm.kvm import Debug, Exit, IoIn, IoOut, MmioRead, MmioWrite, Regs, Sregs, Whereabouts
+from pykvm.kvm import Debug, Exit, InternalError, IoIn, IoOut, MmioRead, MmioWrite, Regs, Sregs, Whereabouts
 from pykvm.memory import GuestMemory
 from pykvm.observe.tracing.code import Code
 from pykvm.observe.tracing.encodings import LONGEST, Encoding, Fits, Form, fits, is_prefix
@@ -125,6 +125,9 @@ class InstructionFinder:
         match exit:
             case MmioRead() | Debug():
                 return _Found(self._at(code, Encoding(LONGEST)), None, code)
+            case InternalError(instruction=refused):
+                is_it = code.after.startswith(refused)
+                return _Found(self._at(code, Encoding(LONGEST) if is_it else None), None, code)
             case MmioWrite():
                 return self._search_store(code, exit, regs, sregs)
         fit = fits(exit)
@@ -181,6 +184,8 @@ def _kind(exit: Exit) -> object:
             return type(exit), port, size
         case MmioWrite(data=data):
             return MmioWrite, len(data)
+        case InternalError(instruction=refused):
+            return refused or None
         case MmioRead() | Debug():
             return type(exit)
     return type(exit) if fits(exit) is not None else None

@@ -14,6 +14,7 @@ from pykvm.kvm import (
     Exit,
     Hlt,
     Hypercall,
+    InternalError,
     IoapicEoi,
     IoIn,
     IoOut,
@@ -122,6 +123,8 @@ def _other(event: Event) -> str:
             return ""
         case Shutdown():
             return "triple fault"
+        case InternalError(suberror=suberror, instruction=code):
+            return f"suberror {suberror}" + (f", emulation of {code[:4].hex(' ')} ..." if code else "")
         case Debug(pc=pc, dr6=dr6):
             return f"at {pc:#x}, dr6 {dr6:#x}"
         case TprAccess(rip=rip, is_write=is_write):

@@ -189,6 +189,12 @@ def test_an_exit_without_an_instruction_of_its_own_has_none(scene: Scene) -> Non
     assert scene.find(InternalError(1), start) is None
 
 
+def test_an_instruction_that_kvm_does_not_know_is_at_rip(scene: Scene) -> None:
+    (start,) = scene.load("a0: emms; hlt")
+    assert scene.find(InternalError(1, (), 1, b"\x0f\x77\xf4"), start) == f"{start:#x} emms"
+    assert scene.find(InternalError(1, (), 1, b"\x0f\x78\xf4"), start) is None  # KVM saw something else
+
+
 def test_it_is_found_again_without_reading_all_registers(scene: Scene) -> None:
     _, after = scene.load("a0: out %al, $0x80\n a1: nop")
     scene.find(IoOut(0x80), after)

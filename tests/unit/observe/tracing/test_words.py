@@ -55,7 +55,7 @@ def line(event: Event, answer: bytes | None = None, *, is_text: bool = False, re
         (Shutdown(), None, "triple fault"),
         (Debug(1, 0x1000, 0x1, 0), None, "at 0x1000, dr6 0x1"),
         (Unknown(77, 3), None, "reason 77, hardware reason 0x3"),
-        (InternalError(1, (0,), 1, b"\x0f\x77\x90\x90"), None, "1 (emulation of 0f 77 90 90 ...)"),
+        (InternalError(1, (0,), 1, b"\x0f\x77\x90\x90"), None, "suberror 1, emulation of 0f 77 90 90 ..."),
     ],
 )
 def test_an_event_in_words(event: Event, answer: bytes | None, words: str) -> None:
