@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from pykvm.errors import ConfigurationError, PykvmError
 from pykvm.kvm import Debug, InternalError, InternalErrorSuberror, Regs, Sregs, Vcpu, Xcr
 from pykvm.machine.debugger import Debugger
-from pykvm.machine.stop import Stop
+from pykvm.machine.stop import Crashed, Stop
 from pykvm.machine.syscalls import SyscallRepair
 from pykvm.memory import GuestMemory, RegionKind
 from pykvm.units import Gpa, align_down
@@ -101,6 +101,10 @@ class Assist:
         self.repairs[name] += 1
         self.look(cpu)
         return True
+
+    def remark(self, stop: Stop) -> str:
+        """Return the line of a crash report that says why the instruction was not finished; else an empty string."""
+        return f"\n  assist         {self.refusal}" if isinstance(stop, Crashed) and self.refusal else ""
 
     def close(self) -> None:
         """Let the memory go; does nothing the second time."""

@@ -215,6 +215,8 @@ class Machine(Rewindable):
             self._tell(self._observers, "stopped", stop)
         last_exits = self._last_exits.exits(cpu)
         text, note = explain(self, stop, cpu, cpus, last_exits, exits, duration, self._image)
+        if self.assist is not None:
+            text += self.assist.remark(stop)
         output = self._serial_log.output(), self._debugcon_log.output()
         return RunResult(stop, cpu, cpus, *output, exits, last_exits, duration, text, note)
 
