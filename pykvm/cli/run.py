@@ -55,8 +55,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Do it and return the exit status."""
     from pykvm.cli.display import Display
-    from pykvm.cli.terminal import Quit, Terminal
-    from pykvm.machine import Interrupted, Machine
+    from pykvm.cli.terminal import Terminal, run_until_quit
+    from pykvm.machine import Machine, RunResult
 
     check_gdb_options(options)
     check_trace_options(options)
@@ -71,12 +71,7 @@ def run(options: argparse.Namespace) -> int:
         ioctl_log(options) as ioctls,
         Terminal(stdout=sys.stderr.buffer if is_pipe(options) else None) as terminal,
         Machine(
-            settings.memory,
-            irqchip=settings.irqchip,
-            cpus=settings.cpus,
-            devices=settings.devices,
-            rom=target.rom,
-            assist=options.assist,
+            **settings.arguments(target),
             serial_output=display.hold_back if display.is_live else terminal.write,
             serial_input=None if options.screen or is_pipe(options) else terminal.read,
             debugcon_output=display.hold_back if display.is_live else terminal.write,
@@ -93,21 +88,20 @@ def run(options: argparse.Namespace) -> int:
             terminal.serve_keyboard(machine)
         elif not is_pipe(options):
             terminal.serve_serial(machine)
-        words = ""
-        try:
+
+        def run_it() -> RunResult:
             with display.showing(machine):
                 if options.gdb is None:
-                    result = machine.run(options.timeout)
-                else:
-                    result = run_under_gdb(machine, target, options, terminal)
-        except KeyboardInterrupt as interrupt:
-            result = machine.result(Interrupted())
-            words = "quit with Ctrl-A x" if isinstance(interrupt, Quit) else ""
+                    return machine.run(options.timeout)
+                return run_under_gdb(machine, target, options, terminal)
+
+        try:
+            result, words = run_until_quit(machine, run_it)
         finally:
             terminal.restore()
             terminal.write(display.rest())
-        if words or result.report or result.note:
-            terminal.note(words or result.report or result.note)
+        if words:
+            terminal.note(words)
         if statistics is not None:
             terminal.note(str(statistics.result()))
         display.save()

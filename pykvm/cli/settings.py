@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from pykvm.cli.arguments import count, size
 from pykvm.errors import ConfigurationError
@@ -63,6 +63,17 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class MachineArguments(TypedDict):
+    """Those arguments of ``Machine`` that options and targets have a say in."""
+
+    memory: int | str
+    irqchip: str
+    cpus: int
+    devices: tuple[str, ...]
+    rom: bytes
+    assist: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the machine is to be: what the options say, or else what the target asks for, or else the defaults."""
@@ -74,17 +85,29 @@ class Settings:
     devices: tuple[str, ...] = ()
     keys: str = ""
     msrs: tuple[tuple[int, int], ...] = ()
+    assist: bool = False
 
     @classmethod
     def choose(cls, options: argparse.Namespace, target: Target) -> Settings:
         """Return the settings for ``options`` and ``target``."""
         names = [field.name for field in fields(cls)]
         guest, protocol = target.guest, target.image.protocol
-        wanted = cls() if guest is None else cls(**{name: getattr(guest, name) for name in names})
+        wanted = cls() if guest is None else cls(**{name: getattr(guest, name) for name in names if name != "assist"})
         if protocol is not None:
             wanted = replace(wanted, irqchip=protocol.irqchip, memory=protocol.memory)
         given = {name: getattr(options, name) for name in names}
         return replace(wanted, **{name: value for name, value in given.items() if value is not None})
+
+    def arguments(self, target: Target) -> MachineArguments:
+        """Return what ``Machine`` is given to run ``target``, beside what is at the other ends of its wires."""
+        return {
+            "memory": self.memory,
+            "irqchip": self.irqchip,
+            "cpus": self.cpus,
+            "devices": self.devices,
+            "rom": target.rom,
+            "assist": self.assist,
+        }
 
     def apply(self, machine: Machine) -> None:
         """Tell ``machine`` what is not said when it is made. Raises: ConfigurationError."""

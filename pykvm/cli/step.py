@@ -115,11 +115,7 @@ def _machine(options: argparse.Namespace, target: Target, write: Write | None) -
     with (
         Terminal() as terminal,
         Machine(
-            settings.memory,
-            irqchip=settings.irqchip,
-            cpus=settings.cpus,
-            devices=settings.devices,
-            rom=target.rom,
+            **settings.arguments(target),
             serial_output=write,
             debugcon_output=write,
             serial_input=terminal.read if has_input else None,

@@ -29,9 +29,9 @@ from pykvm.kvm import Exit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pykvm.machine import Machine
+    from pykvm.machine import Machine, RunResult
 
-__all__ = ["Quit", "Terminal"]
+__all__ = ["Quit", "Terminal", "run_until_quit"]
 
 ESCAPE = 0x01  # Ctrl-A
 HELP = "Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A"
@@ -50,6 +50,19 @@ DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 class Quit(KeyboardInterrupt):
     """Ctrl-A x was typed."""
+
+
+def run_until_quit(machine: Machine, run: Callable[[], RunResult]) -> tuple[RunResult, str]:
+    """Return what ``run()`` of ``machine`` comes to, Ctrl-C and Ctrl-A x too, and what is to be said of it."""
+    from pykvm.machine import Interrupted
+
+    try:
+        result = run()
+    except KeyboardInterrupt as interrupt:
+        result = machine.result(Interrupted())
+        if isinstance(interrupt, Quit):
+            return result, "quit with Ctrl-A x"
+    return result, result.report or result.note
 
 
 class Terminal:

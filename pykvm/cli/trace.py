@@ -34,8 +34,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Do it and return the exit status."""
-    from pykvm.cli.terminal import Quit, Terminal
-    from pykvm.machine import Interrupted, Machine
+    from pykvm.cli.terminal import Terminal, run_until_quit
+    from pykvm.machine import Machine
 
     target = find_target(options)
     settings = Settings.choose(options, target)
@@ -44,12 +44,7 @@ def run(options: argparse.Namespace) -> int:
         trace_of(options, target.image.name, sys.stdout.buffer) as tracer,
         Terminal() as terminal,
         Machine(
-            settings.memory,
-            irqchip=settings.irqchip,
-            cpus=settings.cpus,
-            devices=settings.devices,
-            rom=target.rom,
-            assist=options.assist,
+            **settings.arguments(target),
             serial_output=output,
             serial_input=terminal.read,
             debugcon_output=output,
@@ -59,16 +54,12 @@ def run(options: argparse.Namespace) -> int:
         settings.apply(machine)
         machine.load(target.image, ring=settings.ring)
         terminal.serve_serial(machine)
-        words = ""
         try:
-            result = machine.run(options.timeout)
-        except KeyboardInterrupt as interrupt:
-            result = machine.result(Interrupted())
-            words = "quit with Ctrl-A x" if isinstance(interrupt, Quit) else ""
+            result, words = run_until_quit(machine, lambda: machine.run(options.timeout))
         finally:
             terminal.restore()
-        if words or result.report or result.note:
-            terminal.note(words or result.report or result.note)
+        if words:
+            terminal.note(words)
         return result.status
 
 
@@ -81,7 +72,6 @@ def _guest_output(options: argparse.Namespace) -> Iterator[Callable[[bytes], obj
     check_spares_guest("--output", options.output, options.target)
     from pykvm.observe.tracing.output import OutputFile
 
-    check_spares_guest("--output", options.output, options.target)
     file = OutputFile(options.output)
     try:
         yield file.write

@@ -247,3 +247,12 @@ def test_the_command_line_assists(tmp_path: Path, capfd: pytest.CaptureFixture[s
     source = tmp_path / "guest.S"
     source.write_text(f"{SSE_ON}; addps %xmm0, %xmm0; popcnt %rax, %rax; mov $5, %al; out %al, $0xf4")
     assert main(["run", str(source), "--assist"]) == 11
+
+
+def test_a_guest_is_stepped_and_traced_with_assist_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "guest.S"
+    source.write_text(f"{SSE_ON}; addps %xmm0, %xmm0; popcnt %rax, %rax; mov $5, %al; out %al, $0xf4")
+    assert main(["step", str(source), "--batch", "--assist"]) == 11
+    stepped = [line.split() for line in capfd.readouterr().out.splitlines()]
+    assert [line[4] for line in stepped] == ["movq", "orq", "movq", "addps", "popcntq", "movb", "outb"]
+    assert main(["trace", str(source), "--assist"]) == 11
