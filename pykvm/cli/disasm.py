@@ -9,12 +9,11 @@ from itertools import islice
 from pykvm.boot import Image
 from pykvm.cli.arguments import add_image_options, count, find_target
 from pykvm.errors import ImageError
-from pykvm.x86 import Instruction, Mode, disassemble
+from pykvm.x86 import LONGEST_INSTRUCTION, Instruction, Mode, disassemble
 
 __all__ = ["add_parser", "instructions"]
 
 WIDTHS = {Mode.REAL: 16, Mode.PROTECTED: 32, Mode.PAGED: 32, Mode.PAE: 32, Mode.LONG: 64}
-LONGEST_INSTRUCTION = 15  # bytes (SDM volume 2, section 2.3.11)
 CHUNK = 4096  # bytes disassembled at a time: a big file is not all held as text
 
 

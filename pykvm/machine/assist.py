@@ -30,7 +30,19 @@ from pykvm.machine.stop import Crashed, Stop
 from pykvm.machine.syscalls import SyscallRepair
 from pykvm.memory import GuestMemory, RegionKind
 from pykvm.units import Gpa, align_down
-from pykvm.x86 import Cr4, Efer, Instruction, Paging, Rflags, cpu_mode, instruction_at, linear_rip, walk
+from pykvm.x86 import (
+    LONGEST_INSTRUCTION,
+    Cr4,
+    Efer,
+    Instruction,
+    Paging,
+    Rflags,
+    cpu_mode,
+    instruction_at,
+    linear_rip,
+    read_linear,
+    walk,
+)
 from pykvm.x86.operands import Access, memory_accesses
 
 if TYPE_CHECKING:
@@ -38,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Assist"]
 
-LONGEST_INSTRUCTION = 15
 INT3, INT = 0xCC, 0xCD
 DIVIDE_ERROR, NO_DEVICE, GENERAL_PROTECTION, PAGE_FAULT, X87_ERROR, SIMD_ERROR = 0, 7, 13, 14, 16, 19
 WITH_ERROR_CODE = (GENERAL_PROTECTION, PAGE_FAULT)
@@ -152,19 +163,11 @@ class Assist:
 
     def _fetch(self, regs: Regs, sregs: Sregs) -> tuple[Gpa, bytes]:
         """Return where the code at RIP is, and up to 15 bytes of it."""
-        paging, code, first = Paging.of(sregs), b"", None
-        for at in range(linear_rip(regs, sregs), linear_rip(regs, sregs) + LONGEST_INSTRUCTION):
-            found = walk(self._memory, paging, at)
-            try:
-                code += b"" if found.gpa is None else self._memory.read(found.gpa, 1)
-            except PykvmError:
-                break
-            if found.gpa is None:
-                break
-            first = found.gpa if first is None else first
-        if first is None:
+        paging, rip = Paging.of(sregs), linear_rip(regs, sregs)
+        code, gpa = read_linear(self._memory, paging, rip, LONGEST_INSTRUCTION), walk(self._memory, paging, rip).gpa
+        if gpa is None or not code:
             raise Refused("there is no code at RIP")
-        return first, code
+        return gpa, code
 
     def _stepper(self, width: int) -> _Stepper:
         if width not in self._steppers:

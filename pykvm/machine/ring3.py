@@ -19,11 +19,18 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 
-from pykvm.errors import GuestMemoryError
 from pykvm.kvm import Debug, Exit, GuestDebugControl, Segment, Shutdown, Sregs, Vcpu
 from pykvm.machine.runloop import RunLoop
 from pykvm.memory import GuestMemory
-from pykvm.x86 import HardwareBreakpoint, Paging, Rflags, decode_descriptor, encode_breakpoints, linear_rip, walk
+from pykvm.x86 import (
+    HardwareBreakpoint,
+    Paging,
+    Rflags,
+    decode_descriptor,
+    encode_breakpoints,
+    linear_rip,
+    read_linear,
+)
 
 __all__ = ["DB", "execute_iret", "step_in_ring_3"]
 
@@ -120,11 +127,6 @@ def _segment(memory: GuestMemory, sregs: Sregs, selector: int) -> Segment | None
 
 
 def _read(memory: GuestMemory, sregs: Sregs, address: int, size: int) -> bytes | None:
-    """Return ``size`` bytes at linear ``address``, None if they are not in one page of memory."""
-    gpa = walk(memory, Paging.of(sregs), address).gpa
-    if gpa is None:
-        return None
-    try:
-        return memory.read(gpa, size)
-    except GuestMemoryError:
-        return None
+    """Return ``size`` bytes at linear ``address``, None if they are not all there."""
+    data = read_linear(memory, Paging.of(sregs), address, size)
+    return data if len(data) == size else None

@@ -12,9 +12,9 @@ frame in 64-bit mode). Leaves out SYSENTER, INT n in ring 3, and guests that are
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 
-from pykvm.errors import PykvmError
 from pykvm.kvm import Debug, GuestDebugControl, Regs, Segment, Sregs, Vcpu
 from pykvm.memory import GuestMemory
 from pykvm.x86 import (
@@ -26,7 +26,7 @@ from pykvm.x86 import (
     data_segment,
     encode_breakpoints,
     parse_msr,
-    walk,
+    read_linear,
 )
 
 __all__ = ["SyscallRepair"]
@@ -115,16 +115,8 @@ class SyscallRepair:
 
     def _read(self, sregs: Sregs, address: int, count: int) -> list[int] | None:
         """Return ``count`` quadwords at linear ``address``, None if they cannot be read."""
-        values = []
-        for at in range(address, address + 8 * count, 8):
-            gpa = walk(self._memory, Paging.of(sregs), at).gpa
-            try:
-                values.append(0 if gpa is None else self._memory.read_u64(gpa))
-            except PykvmError:
-                return None
-            if gpa is None:
-                return None
-        return values
+        data = read_linear(self._memory, Paging.of(sregs), address, 8 * count)
+        return list(struct.unpack(f"<{count}Q", data)) if len(data) == 8 * count else None
 
 
 def _enter_kernel(sregs: Sregs, selector: int) -> None:

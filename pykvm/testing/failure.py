@@ -6,12 +6,13 @@ Each is a section, a title and some lines, as pytest shows captured output. Leav
 from __future__ import annotations
 
 from pykvm.boot import source_line
-from pykvm.errors import GuestMemoryError, PykvmError
+from pykvm.errors import PykvmError
 from pykvm.machine import RunResult, Stopped
 from pykvm.memory import GuestMemory
 from pykvm.testing.exits import describe
 from pykvm.testing.guest import WatchedMachine
-from pykvm.x86 import Cr0, Instruction, Paging, cpu_mode, disassemble, format_registers, linear_rip, walk
+from pykvm.units import align_down
+from pykvm.x86 import Instruction, Paging, cpu_mode, disassemble, format_registers, linear_rip, read_linear, walk
 
 __all__ = ["sections"]
 
@@ -64,14 +65,13 @@ def _code(machine: WatchedMachine, result: RunResult) -> str:
     """Return the instructions around RIP, of which the next one is marked, with their lines in the test's snippet."""
     rip = linear_rip(result.registers, result.sregs)
     paging = Paging.of(result.sregs)
-    gpa = walk(machine.memory, paging, rip).gpa if result.sregs.cr0 & Cr0.PG.value else rip
-    if gpa is None:
+    if walk(machine.memory, paging, rip).gpa is None:
         return f"{rip:#x} is not mapped"
     width = cpu_mode(result.sregs, result.registers).width
-    code = _read(machine.memory, gpa, AFTER)
+    code = read_linear(machine.memory, paging, rip, AFTER)
     # Where memory has never been written, one instruction of zeros says it all.
     after = disassemble(code.rstrip(b"\0") or code[:2], rip, width)[:MOST_LINES]
-    before = _before(machine.memory, gpa, rip, width)
+    before = _before(machine.memory, paging, rip, width)
     lines = [_line(machine, one, is_next=one.address == rip) for one in (*before, *after)]
     return "\n".join(lines) or f"{rip:#x}: there is no memory"
 
@@ -80,26 +80,14 @@ def _line(machine: WatchedMachine, instruction: Instruction, *, is_next: bool) -
     return f"{'>' if is_next else ' '} {instruction!s:50}{_source(machine, instruction)}".rstrip()
 
 
-def _before(memory: GuestMemory, gpa: int, rip: int, width: int) -> list[Instruction]:
+def _before(memory: GuestMemory, paging: Paging, rip: int, width: int) -> list[Instruction]:
     """Return some instructions before RIP. Code cannot be read backwards: try from where it comes out at RIP."""
-    start = max(gpa - BEFORE, gpa & ~0xFFF)
-    for first in range(start, gpa):
-        code = _read(memory, first, gpa - first)
-        found = disassemble(code, rip - (gpa - first), width)
+    for first in range(max(rip - BEFORE, align_down(rip)), rip):
+        code = read_linear(memory, paging, first, rip - first)
+        found = disassemble(code, first, width)
         if code and not any(one.mnemonic == ".byte" for one in found) and any(code):
             return found[-4:]
     return []
-
-
-def _read(memory: GuestMemory, gpa: int, size: int) -> bytes:
-    """Return up to ``size`` bytes, as many as there are."""
-    region = memory.find(gpa)
-    if region is None:
-        return b""
-    try:
-        return memory.read(gpa, min(size, region.end - gpa))
-    except GuestMemoryError:
-        return b""
 
 
 def _source(machine: WatchedMachine, instruction: Instruction) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pykvm.x86.checks import Problem, Refusal, check
 from pykvm.x86.cpuid import Cpuid
 from pykvm.x86.debug import BreakpointKind, HardwareBreakpoint, encode_breakpoints, hit_breakpoints
-from pykvm.x86.disassembly import Instruction, disassemble, instruction_at
+from pykvm.x86.disassembly import LONGEST_INSTRUCTION, Instruction, disassemble, instruction_at
 from pykvm.x86.exceptions import (
     EXCEPTIONS,
     CpuException,
@@ -53,11 +53,12 @@ from pykvm.x86.segments import (
     real_mode_segment,
     task_segment,
 )
-from pykvm.x86.walk import Level, Mapping, PageMap, Walk, dump, mappings, page_map, walk
+from pykvm.x86.walk import Level, Mapping, PageMap, Walk, dump, mappings, page_map, read_linear, walk
 
 __all__ = [
     "EXCEPTIONS",
     "FLAT_LIMIT",
+    "LONGEST_INSTRUCTION",
     "ApicBase",
     "BreakpointKind",
     "CpuException",
@@ -121,6 +122,7 @@ __all__ = [
     "paged_mode",
     "parse_msr",
     "protected_mode",
+    "read_linear",
     "real_mode",
     "real_mode_segment",
     "reset_vector",

@@ -16,7 +16,9 @@ from pykvm.errors import DisassemblyError
 if TYPE_CHECKING:
     import capstone
 
-__all__ = ["Instruction", "disassemble", "instruction_at", "make_decoder"]
+__all__ = ["LONGEST_INSTRUCTION", "Instruction", "disassemble", "instruction_at", "make_decoder"]
+
+LONGEST_INSTRUCTION = 15  # bytes (SDM volume 2, section 2.3.11)
 
 _LINEAR = (1 << 64) - 1  # linear addresses wrap at 64 bits
 

@@ -15,7 +15,7 @@ from itertools import islice
 from pykvm.errors import GuestMemoryError
 from pykvm.markup import preformatted, table
 from pykvm.memory import GuestMemory
-from pykvm.units import Gpa, format_size
+from pykvm.units import PAGE_SIZE, Gpa, format_size
 from pykvm.x86.paging import LevelFormat, Paging, PagingMode, Pte
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "mappings",
     "page_address",
     "page_map",
+    "read_linear",
     "reserved_bits",
     "walk",
 ]
@@ -155,6 +156,19 @@ def walk(memory: GuestMemory, paging: Paging, gva: int) -> Walk:
     raise AssertionError("the last level always maps a page")
 
 
+def read_linear(memory: GuestMemory, paging: Paging, address: int, size: int) -> bytes:
+    """Return up to ``size`` bytes from linear ``address`` on: as many as are mapped and memory; rights do not count."""
+    space = 1 << (64 if paging.mode.address_bits > 32 else 32)
+    found = b""
+    while len(found) < size:
+        here = (address + len(found)) % space
+        part = _read_in_page(memory, paging, here, min(size - len(found), PAGE_SIZE - here % PAGE_SIZE))
+        if not part:
+            break
+        found += part
+    return found
+
+
 def mappings(memory: GuestMemory, paging: Paging) -> Iterator[Mapping]:
     """Yield what is mapped, lowest address first, adjoining pages joined; reads at most ``MOST_TABLES`` tables."""
     joined: Mapping | None = None
@@ -181,6 +195,12 @@ def page_map(memory: GuestMemory, paging: Paging) -> PageMap:
 def dump(memory: GuestMemory, paging: Paging) -> str:
     """Return the map as text, a range a line: ``0x0-0x3fffffff -> 0x0 2M RWX supervisor``."""
     return str(page_map(memory, paging))
+
+
+def _read_in_page(memory: GuestMemory, paging: Paging, address: int, size: int) -> bytes:
+    """Return ``size`` bytes of one page, or none: memory begins and ends with whole pages."""
+    gpa = walk(memory, paging, address).gpa
+    return b"" if gpa is None or memory.find(gpa) is None else memory.read(gpa, size)
 
 
 @dataclass(frozen=True, slots=True)

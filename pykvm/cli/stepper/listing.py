@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from pykvm.cli.stepper.look import Look
 from pykvm.cli.stepper.rows import Kind, Piece, Row, fit, row
-from pykvm.x86 import Instruction, disassemble
+from pykvm.x86 import LONGEST_INSTRUCTION, Instruction, disassemble
 
 __all__ = ["Listing", "gutter", "instructions_before"]
 
-LONGEST_INSTRUCTION = 15  # bytes (SDM volume 2, section 2.3.11)
 LOOK_BACK = 96  # bytes, in search of the instructions before one
 FAR = 1 << 12  # bytes between a symbol and an instruction that is read from there on
 NO_INSTRUCTION = ".byte"

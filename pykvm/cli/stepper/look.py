@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pykvm.boot import Image
-from pykvm.errors import GuestMemoryError
 from pykvm.kvm import Regs, Sregs
 from pykvm.memory import GuestMemory
-from pykvm.units import PAGE_SIZE, Gpa
-from pykvm.x86 import CpuMode, Paging, cpu_mode, linear_rip, walk
+from pykvm.units import PAGE_SIZE
+from pykvm.x86 import CpuMode, Paging, cpu_mode, linear_rip, read_linear
 
 __all__ = ["Look"]
 
@@ -53,30 +52,13 @@ class Look:
         while len(found) < size:
             here = (address + len(found)) % ADDRESSES
             room = min(size - len(found), PAGE_SIZE - here % PAGE_SIZE)
-            found += self._read_in_page(here, room)
+            found += read_linear(self.memory, self.paging, here, room) or [None] * room
         return found
 
     def code(self, address: int, size: int) -> bytes:
         """Return up to ``size`` bytes from linear ``address`` on, as many as follow one another."""
-        found = self.read(address, size)
-        there = found.index(None) if None in found else size
-        return bytes(byte for byte in found[:there] if byte is not None)
+        return read_linear(self.memory, self.paging, address, size)
 
     def symbol_at(self, address: int) -> str | None:
         """Return ``address`` in the source's words, or None if it has none."""
         return None if self.image is None else self.image.symbol_at(address)
-
-    def _read_in_page(self, address: int, size: int) -> list[int | None]:
-        gpa = walk(self.memory, self.paging, address).gpa
-        if gpa is None:
-            return [None] * size
-        try:
-            return list(self.memory.read(gpa, size))
-        except GuestMemoryError:
-            return [self._read_byte(Gpa(gpa + offset)) for offset in range(size)]
-
-    def _read_byte(self, gpa: Gpa) -> int | None:
-        try:
-            return self.memory.read(gpa, 1)[0]
-        except GuestMemoryError:
-            return None

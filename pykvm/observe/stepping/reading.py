@@ -13,16 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pykvm.errors import GuestMemoryError
 from pykvm.kvm import Regs, Sregs
 from pykvm.memory import GuestMemory
-from pykvm.units import PAGE_SIZE, Gpa
-from pykvm.x86 import Instruction, Paging, cpu_mode, instruction_at, linear_rip, walk
+from pykvm.units import Gpa
+from pykvm.x86 import LONGEST_INSTRUCTION, Instruction, Paging, cpu_mode, instruction_at, linear_rip, read_linear, walk
 
 __all__ = ["Next", "Reader"]
 
-LONGEST_INSTRUCTION = 15  # bytes (SDM volume 2, section 2.3.11)
-ADDRESSES = 1 << 64
 KEPT = 8192  # decoded instructions: loops come back to the same ones
 
 LEGACY_PREFIXES = bytes((0xF0, 0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67))
@@ -77,15 +74,7 @@ class Reader:
 
     def read(self, address: int, size: int, sregs: Sregs) -> bytes:
         """Return up to ``size`` bytes from linear ``address`` on: as many as are mapped, and memory."""
-        found = b""
-        while len(found) < size:
-            here = (address + len(found)) % ADDRESSES
-            room = min(size - len(found), PAGE_SIZE - here % PAGE_SIZE)
-            part = self._read_in_page(here, room, sregs)
-            found += part
-            if len(part) < room:
-                break
-        return found
+        return read_linear(self._memory, self._paging_of(sregs), address, size)
 
     def translate(self, address: int, sregs: Sregs) -> Gpa | None:
         """Return the guest-physical address of linear ``address``, None if it is not mapped."""
@@ -104,16 +93,6 @@ class Reader:
             paging = Paging.of(sregs)
             self._paging = sregs, paging
         return paging
-
-    def _read_in_page(self, address: int, size: int, sregs: Sregs) -> bytes:
-        gpa = self.translate(address, sregs)
-        if gpa is None:
-            return b""
-        try:
-            return self._memory.read(gpa, size)
-        except GuestMemoryError:  # memory may end here
-            region = self._memory.find(gpa)
-            return b"" if region is None else self._memory.read(gpa, min(size, region.end - gpa))
 
 
 def _look_at(address: int, instruction: Instruction | None, width: int) -> Next:

@@ -11,9 +11,8 @@ from typing import NamedTuple, Self
 
 from pykvm.kvm import Regs, Sregs
 from pykvm.memory import GuestMemory
-from pykvm.observe.tracing.encodings import LONGEST
 from pykvm.units import PAGE_SIZE
-from pykvm.x86 import Paging, cpu_mode, linear_rip, walk
+from pykvm.x86 import LONGEST_INSTRUCTION, Paging, cpu_mode, linear_rip, walk
 
 __all__ = ["Code", "Evidence"]
 
@@ -80,19 +79,19 @@ class _Reader:
 
     def read_back(self, address: int) -> bytes:
         """Return the bytes before ``address``, those of them that adjoin it."""
-        here = min(LONGEST, address % PAGE_SIZE)
+        here = min(LONGEST_INSTRUCTION, address % PAGE_SIZE)
         near = self._read(address - here, here)
-        if len(near) < here or here == LONGEST or address <= PAGE_SIZE:
+        if len(near) < here or here == LONGEST_INSTRUCTION or address <= PAGE_SIZE:
             return near
-        return self._read(address - LONGEST, LONGEST - here) + near
+        return self._read(address - LONGEST_INSTRUCTION, LONGEST_INSTRUCTION - here) + near
 
     def read_on(self, address: int) -> bytes:
         """Return the bytes from ``address`` on, those of them that adjoin it."""
-        here = min(LONGEST, PAGE_SIZE - address % PAGE_SIZE)
+        here = min(LONGEST_INSTRUCTION, PAGE_SIZE - address % PAGE_SIZE)
         near = self._read(address, here)
-        if len(near) < here or here == LONGEST:
+        if len(near) < here or here == LONGEST_INSTRUCTION:
             return near
-        return near + self._read(address + here, LONGEST - here)
+        return near + self._read(address + here, LONGEST_INSTRUCTION - here)
 
     def _read(self, address: int, size: int) -> bytes:
         """Return ``size`` bytes that are in one page, or none if there is no such memory."""

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pykvm.kvm import Exit, Hlt, Hypercall, IoIn, IoOut, Rdmsr, Wrmsr
+from pykvm.x86 import LONGEST_INSTRUCTION
 
-__all__ = ["LONGEST", "REPEATS", "Encoding", "Fits", "Form", "fits", "is_prefix"]
+__all__ = ["REPEATS", "Encoding", "Fits", "Form", "fits", "is_prefix"]
 
-LONGEST = 15  # bytes of an instruction (SDM volume 2, section 2.3.11)
 
 OPERAND_SIZE, REPEATS = 0x66, frozenset((0xF2, 0xF3))
 PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, OPERAND_SIZE, 0x67, 0xF0)) | REPEATS
@@ -100,7 +100,7 @@ def _plain(code: bytes, width: int, opcodes: tuple[bytes, ...]) -> Encoding | No
 
 def _opcode_at(code: bytes, width: int) -> int:
     position = 0
-    while position < len(code) and position < LONGEST and code[position] in PREFIXES:
+    while position < len(code) and position < LONGEST_INSTRUCTION and code[position] in PREFIXES:
         position += 1
     if width == 64 and position < len(code) and code[position] in REX:
         position += 1

@@ -20,10 +20,10 @@ from pykvm.boot import Image, source_line
 from pykvm.kvm import Debug, Exit, InternalError, IoIn, IoOut, MmioRead, MmioWrite, Regs, Sregs, Whereabouts
 from pykvm.memory import GuestMemory
 from pykvm.observe.tracing.code import Code
-from pykvm.observe.tracing.encodings import LONGEST, Encoding, Fits, Form, fits, is_prefix
+from pykvm.observe.tracing.encodings import Encoding, Fits, Form, fits, is_prefix
 from pykvm.observe.tracing.line import Place
 from pykvm.observe.tracing.stores import repeated_store, store_before
-from pykvm.x86 import instruction_at
+from pykvm.x86 import LONGEST_INSTRUCTION, instruction_at
 from pykvm.x86.disassembly import make_decoder
 
 __all__ = ["InstructionFinder", "TracedVcpu"]
@@ -124,10 +124,10 @@ class InstructionFinder:
         code = Code.around(self._memory, regs, sregs)
         match exit:
             case MmioRead() | Debug():
-                return _Found(self._at(code, Encoding(LONGEST)), None, code)
+                return _Found(self._at(code, Encoding(LONGEST_INSTRUCTION)), None, code)
             case InternalError(instruction=refused):
                 is_it = code.after.startswith(refused)
-                return _Found(self._at(code, Encoding(LONGEST) if is_it else None), None, code)
+                return _Found(self._at(code, Encoding(LONGEST_INSTRUCTION) if is_it else None), None, code)
             case MmioWrite():
                 return self._search_store(code, exit, regs, sregs)
         fit = fits(exit)
@@ -156,7 +156,7 @@ class InstructionFinder:
     def _at(self, code: Code, encoding: Encoding | None) -> _Candidate | None:
         if encoding is None or not code.after:
             return None
-        return self._candidate(code.after[:LONGEST], code.address, code.width, encoding)
+        return self._candidate(code.after[:LONGEST_INSTRUCTION], code.address, code.width, encoding)
 
     def _before(self, code: Code, encoding: Encoding) -> _Candidate | None:
         start = code.address - encoding.length

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from pykvm.kvm import MmioWrite, Regs, Sregs
 from pykvm.observe.tracing.code import Code
-from pykvm.observe.tracing.encodings import LONGEST, REPEATS, Encoding, Form
+from pykvm.observe.tracing.encodings import REPEATS, Encoding, Form
 from pykvm.units import PAGE_SIZE
-from pykvm.x86 import Instruction, instruction_at
+from pykvm.x86 import LONGEST_INSTRUCTION, Instruction, instruction_at
 from pykvm.x86.operands import Access, memory_accesses, register_value
 from pykvm.x86.registers import Rflags
 
@@ -27,7 +27,7 @@ def store_before(code: Code, exit: MmioWrite, regs: Regs, sregs: Sregs) -> Encod
 
     Longer ones differ from shorter ones by prefixes, which are more often theirs than another instruction's end.
     """
-    for size in range(min(LONGEST, len(code.before)), 0, -1):
+    for size in range(min(LONGEST_INSTRUCTION, len(code.before)), 0, -1):
         tail = code.before[-size:]
         found = instruction_at(tail, code.address - size, code.width)
         if found is None or len(found.bytes) != size or found.mnemonic == ".byte":
@@ -41,9 +41,9 @@ def repeated_store(code: Code) -> Encoding | None:
     """Return the instruction at RIP if it is a repeated STOS or MOVS: KVM has still to go on with it."""
     if not code.after or code.after[0] not in REPEATS:
         return None
-    found = instruction_at(code.after[:LONGEST], code.address, code.width)
+    found = instruction_at(code.after[:LONGEST_INSTRUCTION], code.address, code.width)
     is_store = found is not None and found.mnemonic.split()[-1].startswith(STRINGS)
-    return Encoding(LONGEST, Form.REPEATED) if is_store else None
+    return Encoding(LONGEST_INSTRUCTION, Form.REPEATED) if is_store else None
 
 
 def _writes_there(found: Instruction, exit: MmioWrite, regs: Regs, sregs: Sregs) -> bool:

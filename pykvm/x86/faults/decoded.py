@@ -8,19 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pykvm.units import PAGE_SIZE
-from pykvm.x86.disassembly import make_decoder
+from pykvm.x86.disassembly import LONGEST_INSTRUCTION, make_decoder
 from pykvm.x86.faults.access import translate
 from pykvm.x86.faults.moment import Moment
 from pykvm.x86.modes import linear_rip
 from pykvm.x86.operands import MemoryAccess, memory_accesses, opcode_of
+from pykvm.x86.walk import read_linear
 
 if TYPE_CHECKING:
     import capstone
 
-__all__ = ["IO_SENSITIVE", "LONGEST", "PRIVILEGED", "REGISTER", "Decoded", "code_at_rip", "decode", "read_code"]
+__all__ = ["IO_SENSITIVE", "PRIVILEGED", "REGISTER", "Decoded", "code_at_rip", "decode", "read_code"]
 
-LONGEST = 15  # bytes (SDM volume 2, section 2.3.11)
 REGISTER = 1  # capstone's CS_OP_REG
 
 # Instructions for ring 0 (SDM volume 3, section 5.9), and those that RFLAGS.IOPL allows to other rings.
@@ -75,25 +74,12 @@ class Decoded:
 
 def code_at_rip(moment: Moment) -> bytes:
     """Return up to 15 bytes at RIP, as many as are mapped and there."""
-    return read_code(moment, linear_rip(moment.regs, moment.sregs), LONGEST)
+    return read_code(moment, linear_rip(moment.regs, moment.sregs), LONGEST_INSTRUCTION)
 
 
 def read_code(moment: Moment, address: int, size: int) -> bytes:
     """Return up to ``size`` bytes from linear ``address`` on, as many as are mapped and there, whoever may use them."""
-    data = b""
-    while len(data) < size:
-        here = address + len(data) & moment.linear_mask
-        part = _read_page(moment, here, min(size - len(data), PAGE_SIZE - here % PAGE_SIZE))
-        if not part:
-            break
-        data += part
-    return data
-
-
-def _read_page(moment: Moment, address: int, size: int) -> bytes:
-    """Return up to ``size`` bytes of one page: memory begins and ends with whole pages."""
-    gpa = translate(moment, address)
-    return b"" if gpa is None else moment.read(gpa, size) or b""
+    return read_linear(moment.memory, moment.paging, address, size)
 
 
 def decode(moment: Moment, code: bytes) -> Decoded | None:

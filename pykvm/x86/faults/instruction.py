@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pykvm.x86.disassembly import LONGEST_INSTRUCTION
 from pykvm.x86.faults.access import access_fault, is_canonical, page_fault
 from pykvm.x86.faults.control import control_write_fault, msr_fault
-from pykvm.x86.faults.decoded import IO_SENSITIVE, LONGEST, PRIVILEGED, REGISTER, Decoded, code_at_rip, decode
+from pykvm.x86.faults.decoded import IO_SENSITIVE, PRIVILEGED, REGISTER, Decoded, code_at_rip, decode
 from pykvm.x86.faults.moment import GP, UD, Fault, Moment
 from pykvm.x86.faults.selectors import (
     far_jump_fault,
@@ -58,7 +59,7 @@ def _fetch_fault(moment: Moment, size: int) -> Fault | None:
 
 
 def _undecoded(moment: Moment, code: bytes) -> Fault | None:
-    if len(code) < LONGEST:  # it may go on where nothing is mapped
+    if len(code) < LONGEST_INSTRUCTION:  # it may go on where nothing is mapped
         fault = _fetch_fault(moment, len(code) + 1)
         if fault is not None:
             return fault

@@ -12,7 +12,19 @@ from pykvm.errors import PagingError
 from pykvm.kvm import Sregs
 from pykvm.memory import GuestMemory
 from pykvm.units import GiB, Gpa, KiB, MiB
-from pykvm.x86 import Cr0, Cr4, Efer, FrameAllocator, PageTables, Paging, PagingMode, dump, mappings, walk
+from pykvm.x86 import (
+    Cr0,
+    Cr4,
+    Efer,
+    FrameAllocator,
+    PageTables,
+    Paging,
+    PagingMode,
+    dump,
+    mappings,
+    read_linear,
+    walk,
+)
 
 TABLES = 0x10000
 MODES = [PagingMode.BITS32, PagingMode.PAE, PagingMode.LONG4, PagingMode.LONG5]
@@ -231,3 +243,36 @@ def test_no_tables_make_a_walk_or_a_dump_raise(mode: PagingMode, noise: bytes, g
         found = walk(memory, paging, gva)
         assert found.gpa is not None or found.reason
         assert dump(memory, paging)
+
+
+# ---- reading by linear address ----
+
+
+def test_a_read_goes_on_from_page_to_page_wherever_those_are(memory: GuestMemory) -> None:
+    tables = new_tables(memory, PagingMode.LONG4)
+    tables.map(0x5000, 0xA_0000, 4096, 4096)
+    tables.map(0x6000, 0x9_0000, 4096, 4096)
+    memory.write(0xA_0FFC, b"abcd")
+    memory.write(0x9_0000, b"efgh")
+    assert read_linear(memory, paging_of(tables), 0x5FFC, 8) == b"abcdefgh"
+
+
+def test_a_read_ends_where_nothing_is_mapped_or_no_memory_is(memory: GuestMemory) -> None:
+    tables = new_tables(memory, PagingMode.LONG4)
+    tables.map(0x5000, 0xA_0000, 4096, 4096)
+    tables.map(0x9000, 0xF000_0000, 4096, 4096)
+    assert len(read_linear(memory, paging_of(tables), 0x5FF0, 100)) == 16
+    assert read_linear(memory, paging_of(tables), 0x9000, 4) == b""
+    assert read_linear(memory, paging_of(tables), 1 << 60, 4) == b""
+
+
+def test_without_64_bit_paging_addresses_wrap_at_4_gib(memory: GuestMemory) -> None:
+    memory.write(0, b"low")
+    memory.add_rom(4 * GiB - 4096, b"\xff" * 4093 + b"top")
+    assert read_linear(memory, Paging.of(Sregs()), 4 * GiB - 3, 6) == b"toplow"
+
+
+@given(address=st.integers(0, (1 << 64) - 1), size=st.integers(0, 3 * 4096), mode=st.sampled_from(PagingMode))
+def test_no_read_raises_or_is_longer_than_asked(address: int, size: int, mode: PagingMode) -> None:
+    with GuestMemory("64K") as memory:
+        assert len(read_linear(memory, Paging(mode, Gpa(0x1000)), address, size)) <= size
