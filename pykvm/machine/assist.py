@@ -48,7 +48,7 @@ from pykvm.x86.operands import Access, memory_accesses
 if TYPE_CHECKING:
     from unicorn.unicorn_py3.unicorn import Uc
 
-__all__ = ["Assist"]
+__all__ = ["Assist", "require_unicorn"]
 
 INT3, INT = 0xCC, 0xCD
 DIVIDE_ERROR, NO_DEVICE, GENERAL_PROTECTION, PAGE_FAULT, X87_ERROR, SIMD_ERROR = 0, 7, 13, 14, 16, 19
@@ -80,25 +80,30 @@ class Refused(Exception):
     """Why an instruction cannot be finished here either."""
 
 
+def require_unicorn() -> None:
+    """Raise ConfigurationError unless Unicorn is there: it is an extra."""
+    try:
+        import unicorn  # noqa: F401
+    except ImportError:
+        raise ConfigurationError(
+            "assist needs Unicorn: pip install 'pykvm-hypervisor[assist]', or do without assist"
+        ) from None
+
+
 class Assist:
     """Finishes instructions of ``vcpus``, which have ``memory``. ``repairs`` counts them by mnemonic.
 
-    ``refusal`` is why the last one that was not finished was not. Raises: ConfigurationError if Unicorn is missing.
+    ``refusal`` is why the last one that was not finished was not; ``debugger`` is whose Debug exits the others are.
     """
 
-    def __init__(self, vcpus: Sequence[Vcpu], memory: GuestMemory) -> None:
-        try:
-            import unicorn  # noqa: F401 - whether it is there
-        except ImportError:
-            raise ConfigurationError(
-                "assist needs Unicorn: pip install 'pykvm-hypervisor[assist]', or do without assist"
-            ) from None
+    def __init__(self, vcpus: Sequence[Vcpu], memory: GuestMemory, debugger: Debugger) -> None:
         self._vcpus = vcpus
         self._memory = memory
         self._steppers: dict[int, _Stepper] = {}
         self.repairs: Counter[str] = Counter()
         self.refusal = ""
-        self._syscalls: SyscallRepair | None = None
+        self._debugger = debugger
+        self._syscalls = SyscallRepair(vcpus, memory, debugger.is_watching, self._count_syscall)
 
     def finish(self, cpu: int, exit: InternalError) -> bool:
         """Finish the instruction that ``exit`` of ``cpu`` is about; return whether the guest can go on."""
@@ -122,20 +127,19 @@ class Assist:
         while self._steppers:
             self._steppers.popitem()[1].close()
 
-    def debug_before(self, debugger: Debugger) -> Callable[[int, Debug], Stop | None]:
-        """Return what takes a Debug exit: SYSCALL's repair, or else ``debugger``."""
-        self._syscalls = SyscallRepair(self._vcpus, self._memory, debugger.is_watching, self._count_syscall)
+    def on_debug(self, cpu: int, exit: Debug) -> Stop | None:
+        """Take a Debug exit for SYSCALL's repair, or else have the debugger say why it ends the run."""
+        return None if self._syscalls.take(cpu, exit) else self._debugger.on_debug(cpu, exit)
 
-        def on_debug(cpu: int, exit: Debug) -> Stop | None:
-            repair = self._syscalls
-            return None if repair is not None and repair.take(cpu, exit) else debugger.on_debug(cpu, exit)
-
-        return on_debug
+    def begin(self) -> None:
+        """Take note that a run begins: since the last one somebody else may have had the breakpoints."""
+        self._syscalls.forget()
+        for vcpu in self._vcpus:
+            self.look(vcpu.id)
 
     def look(self, cpu: int) -> None:
         """Look whether there is a SYSCALL to repair by now; ``cpu`` is not in KVM_RUN."""
-        if self._syscalls is not None:
-            self._syscalls.arm(cpu)
+        self._syscalls.arm(cpu)
 
     # ---- inside ----
 

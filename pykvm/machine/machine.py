@@ -20,7 +20,7 @@ from pykvm.boot import Image, Platform, flat_image, open_image
 from pykvm.devices import Unclaimed
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
 from pykvm.kvm import CallLog, Regs
-from pykvm.machine.assist import Assist
+from pykvm.machine.assist import Assist, require_unicorn
 from pykvm.machine.control import TICK
 from pykvm.machine.explaining import explain
 from pykvm.machine.hardware import Outside, to_dirty
@@ -93,6 +93,8 @@ class Machine(Rewindable):
             self._journal,
             ioctls,
         )
+        if assist:
+            require_unicorn()
         super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty), rom)
         self.assist = self._make_assist() if assist else None
         self._last_exits = LastExits()
@@ -348,15 +350,9 @@ class Machine(Rewindable):
             raise InUseError("this machine is running: stop() it, and set it up when run() has returned")
 
     def _make_assist(self) -> Assist:
-        try:
-            assist = Assist(self.vcpus, self.memory)
-        except BaseException:
-            self._closed = True
-            self._resources.close()
-            raise
+        assist = Assist(self.vcpus, self.memory, self._debugger)
         self._resources.callback(assist.close)
-        self._handlers.assist = assist.finish
-        self._handlers.debug = assist.debug_before(self._debugger)
+        self._handlers.assist, self._handlers.debug = assist.finish, assist.on_debug
         self._handlers.on_tick = assist.look
         return assist
 
@@ -413,6 +409,8 @@ class Machine(Rewindable):
         self._check_open()
         before, start = self._last_exits.count, time.perf_counter()
         self._debugger.go_on()
+        if self.assist is not None:
+            self.assist.begin()
         with self.events.running():
             stop, cpu = self._run_cpus(timeout, ctrl_c)
             self._hear_bells()

@@ -66,6 +66,11 @@ class SyscallRepair:
             self._handlers[cpu] = handler
             self._watch(cpu)
 
+    def forget(self) -> None:
+        """Take it that no breakpoint of these is in force."""
+        self._handlers.clear()
+        self._stepping.clear()
+
     def take(self, cpu: int, exit: Debug) -> bool:
         """Do what ``exit`` is about; return whether it was this breakpoint, or the step after it."""
         if self._is_debugged(cpu) or cpu not in self._handlers:

@@ -14,9 +14,10 @@ from pykvm.cli.main import main
 from pykvm.errors import ConfigurationError
 from pykvm.kvm import Fpu
 from pykvm.machine import Crashed, Stopped
+from pykvm.observe.stepping import Stepper
 from pykvm.testing import Guests
 from pykvm.units import Gpa
-from pykvm.x86 import Cr0, Cr4
+from pykvm.x86 import Cr0, Cr4, HardwareBreakpoint
 
 RESULT = Gpa(0x20_0000)
 END = Gpa(0xD800_0000)  # where nobody is: writing there ends a program, in any ring
@@ -167,6 +168,78 @@ def test_without_assist_the_report_suggests_it(guest: Guests) -> None:
     result = guest(f"{SSE_ON}; addps %xmm0, %xmm0; hlt", mode="long")
     if isinstance(result.stop, Crashed):
         assert "--assist finishes such instructions" in " ".join(result.report.split())
+
+
+SYSCALL = """
+        .globl  _start
+_start: mov     $0x80000, %esp
+        mov     %cr3, %rax              # ring 3 gets the 2 MiB from 0x200000 on, and no others
+        orq     $4, (%rax)
+        mov     (%rax), %rbx
+        and     $~0xfff, %rbx
+        orq     $4, (%rbx)
+        mov     (%rbx), %rbx
+        and     $~0xfff, %rbx
+        orq     $4, 8(%rbx)
+        mov     %rax, %cr3
+        movw    $0x050f, 0x200000       # syscall
+        lea     fault(%rip), %rax       # the gate of #PF
+        mov     $0x20e0, %ebx
+        mov     %ax, (%rbx)
+        movw    $0x08, 2(%rbx)
+        movw    $0x8e00, 4(%rbx)
+        shr     $16, %rax
+        mov     %rax, 6(%rbx)
+        lidt    idtr(%rip)
+        mov     $0xc0000080, %ecx       # EFER.SCE
+        rdmsr
+        or      $1, %eax
+        wrmsr
+        mov     $0xc0000081, %ecx       # STAR
+        xor     %eax, %eax
+        mov     $0x00180008, %edx
+        wrmsr
+        inc     %ecx                    # LSTAR
+        lea     entry(%rip), %rax
+        xor     %edx, %edx
+        wrmsr
+        hlt
+        push    $0x23
+        push    $0x300000
+        push    $2
+        push    $0x2b
+        push    $0x200000
+        iretq
+entry:  mov     $0x5ca11, %eax
+        hlt
+fault:  mov     $0xbad, %eax
+        hlt
+idtr:   .word   4095
+        .quad   0x2000
+"""
+
+
+@pytest.mark.parametrize("is_debugged_between", [False, True])
+def test_syscall_enters_the_kernel_also_after_somebody_had_the_breakpoints(is_debugged_between: bool) -> None:
+    with Machine("16M", assist=True) as machine:
+        machine.load(assemble(SYSCALL, mode="long"))
+        machine.run()
+        if is_debugged_between:
+            machine.debug(HardwareBreakpoint(0x1234))
+            machine.debug()
+        result = machine.run()
+    assert (result.registers.rax, result.registers.rcx) == (0x5CA11, 0x20_0002)
+    assert (result.sregs.cs.dpl, result.sregs.cs.selector, result.sregs.ss.selector) == (0, 0x08, 0x10)
+    assert result.registers.rsp == 0x30_0000
+
+
+def test_syscall_is_repaired_after_the_guest_was_stepped() -> None:
+    with Machine("16M", assist=True) as machine:
+        machine.load(assemble(SYSCALL, mode="long"))
+        machine.run()
+        with Stepper(machine) as stepper:
+            stepper.step()
+        assert machine.run().registers.rax == 0x5CA11
 
 
 def test_assist_without_unicorn_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
