@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pykvm.boot.elf import ELF_MAGIC, elf_image
 from pykvm.boot.image import Image
 from pykvm.boot.protocol import BootOptions
 from pykvm.errors import ImageError
@@ -167,12 +168,10 @@ def _refuse_places(source: Source, what: str) -> None:
 
 
 def _is_elf(source: Source) -> bool:
-    return source.data.startswith(b"\x7fELF")
+    return source.data.startswith(ELF_MAGIC)
 
 
 def _open_elf(source: Source) -> Image:
-    from pykvm.boot.elf import elf_image
-
     source.options.check((), source.name, "plain ELF file")
     if source.load is not None:
         raise ImageError(

@@ -18,7 +18,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pykvm.boot.image import Image, Segment, choose_entry
-from pykvm.boot.linux_params import HEADER_OFFSET, LoadFlags, SetupHeader, XLoadFlags, boot_params, read_header
+from pykvm.boot.linux_params import (
+    HEADER_OFFSET,
+    OTHER_LOADER,
+    LoadFlags,
+    SetupHeader,
+    XLoadFlags,
+    boot_params,
+    read_header,
+)
 from pykvm.boot.memorymap import HIGH_MEMORY, Room, memory_map
 from pykvm.boot.protocol import BootOptions
 from pykvm.errors import ImageError
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     from pykvm.boot.protocol import Platform
     from pykvm.x86 import CpuState
 
-__all__ = ["KERNEL_ALIGNMENT", "LinuxBoot", "bzimage_image", "linux_version", "place_initrd", "vmlinux_image"]
+__all__ = ["LOW", "LinuxBoot", "bzimage_image", "linux_version", "place_initrd", "vmlinux_image"]
 
 SECTOR = 512
 OLDEST = 0x0202  # the first that knows initrd_addr_max and cmd_line_ptr
@@ -40,7 +48,6 @@ ENTRY_64 = 0x200
 DEFAULT_SETUP_SECTORS = 4  # what 0 means
 MOST_COMMAND_LINE = 2047  # for kernels that do not say
 INITRD_MAX = 0x37FF_FFFF  # the same
-KERNEL_ALIGNMENT = 2 << 20
 
 # Below the page tables and above what a real-mode kernel would touch; the guest's low memory is free otherwise.
 LOW = range(0x8_0000, 0x9_F000)
@@ -124,18 +131,19 @@ class LinuxBoot:
 
     def start(self, image: Image, platform: Platform) -> CpuState:
         """See ``BootProtocol.start``. Raises: ImageError if there is no room, or the command line is too long."""
-        tables = [] if not self._is_64 else [range(layout.GDT, layout.PAGE_TABLES_END)]
+        tables = [range(layout.GDT, layout.PAGE_TABLES_END)] if self._is_64 else []
         room = Room(platform.memory, [*tables, *(range(segment.gpa, segment.end) for segment in image.segments)])
         answers = self._answers(image, room)
         entries = memory_map(platform.memory)
         params = room.put(boot_params(self._header.answered(answers), entries), "the zero page", (LOW,), PAGE_SIZE)
-        gdt = _boot_gdt(64 if self._is_64 else 32)
+        width = 64 if self._is_64 else 32
+        gdt = _boot_gdt(width)
         if self._is_64:
             state = long_mode(platform.reset, platform.memory, image.entry)
         else:
             state = flat_protected_mode(platform.reset, image.entry)
         state.sregs.gdt = gdt.write(platform.memory, room.put(gdt.encode(), "a GDT", (LOW,)))
-        state.sregs.cs = code_segment(64 if self._is_64 else 32, selector=CODE_SELECTOR)
+        state.sregs.cs = code_segment(width, selector=CODE_SELECTOR)
         for register in ("ds", "es", "fs", "gs", "ss"):
             setattr(state.sregs, register, data_segment(selector=DATA_SELECTOR))
         state.regs.rsi = params
@@ -148,7 +156,7 @@ class LinuxBoot:
         if len(line) > most:
             raise ImageError(f"{image.name}: the command line has {len(line)} bytes, and this kernel reads {most}")
         answers = {
-            "type_of_loader": 0xFF,
+            "type_of_loader": OTHER_LOADER,
             "loadflags": self._header["loadflags"] | LoadFlags.LOADED_HIGH.value,
             "cmd_line_ptr": room.put(line + b"\0", "the command line", (LOW,)),
         }

@@ -22,7 +22,7 @@ from pykvm.errors import ImageError
 from pykvm.memory import platform
 from pykvm.units import PAGE_SIZE
 
-__all__ = ["HEADER_OFFSET", "LoadFlags", "SetupHeader", "XLoadFlags", "boot_params", "read_header"]
+__all__ = ["HEADER_OFFSET", "OTHER_LOADER", "LoadFlags", "SetupHeader", "XLoadFlags", "boot_params", "read_header"]
 
 HEADER_OFFSET = 0x1F1
 HEADER_END_OF_JUMP = 0x202  # the byte before says, from here, how long the header is

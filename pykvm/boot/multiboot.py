@@ -23,7 +23,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pykvm.boot.image import Image, Segment, choose_entry
-from pykvm.boot.memorymap import HIGH_MEMORY, E820Entry, Room, memory_map
+from pykvm.boot.memorymap import HIGH_MEMORY, E820Entry, E820Type, Room, memory_map
 from pykvm.errors import ImageError
 from pykvm.memory import layout
 from pykvm.units import PAGE_SIZE, Gpa, KiB
@@ -280,7 +280,7 @@ def _map_entry(entry: E820Entry) -> bytes:
 
 def _ram_from(entries: tuple[E820Entry, ...], base: int) -> int:
     """Return how many bytes of RAM there are from ``base`` on without a gap."""
-    return next((entry.size for entry in entries if entry.base == base and entry.type.name == "RAM"), 0)
+    return next((entry.size for entry in entries if entry.base == base and entry.type is E820Type.RAM), 0)
 
 
 # ---- the file ----

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,6 +79,13 @@ class AlarmQueue:
         callback, due.callback = due.callback, None
         return callback
 
+    def take_due(self, end: int) -> Iterator[tuple[int, Callable[[], None]]]:
+        """Take the calls off the queue that are due at ``end``, each with its time; those it makes due come, too."""
+        while (when := self.next_time()) is not None and when <= end:
+            callback = self.pop()
+            if callback is not None:
+                yield when, callback
+
     def clear(self) -> None:
         """Forget all calls."""
         self._due.clear()
@@ -111,9 +118,7 @@ class ManualClock:
     def advance(self, nanoseconds: int) -> None:
         """Let time pass, and make the calls that are due, each at its time and in order."""
         end = self._now + nanoseconds
-        while (when := self._alarms.next_time()) is not None and when <= end:
+        for when, callback in self._alarms.take_due(end):
             self._now = max(self._now, when)
-            callback = self._alarms.pop()
-            if callback is not None:
-                callback()
+            callback()
         self._now = end

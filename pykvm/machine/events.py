@@ -162,12 +162,10 @@ class EventLoop:
         """Set the clock forward and make the calls that are due, each at its time; return whether there were any."""
         has_called = self._hear_descriptors()
         end = self._passed + nanoseconds
-        while (when := self._alarms.next_time()) is not None and when <= end:
+        for when, callback in self._alarms.take_due(end):
             self._passed = max(self._passed, when)
-            callback = self._alarms.pop()
-            if callback is not None:
-                callback()
-                has_called = True
+            callback()
+            has_called = True
         self._passed = end
         return has_called
 

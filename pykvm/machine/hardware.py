@@ -174,7 +174,7 @@ class Hardware:
         self._check_open()
         self._check_cpu(cpu)
         self._check_still("asked what it is about", cpu)
-        return "halted" if self._loops[cpu].is_halted else self._processors.activity(self.vcpus[cpu])
+        return self._activity(cpu)
 
     def debug(self, *breakpoints: HardwareBreakpoint, step: bool = False, cpu: int = 0) -> None:
         """Stop ``cpu`` at up to four ``breakpoints`` and watchpoints, and with ``step`` after every instruction.
@@ -270,6 +270,9 @@ class Hardware:
         return iter(pages)
 
     # ---- inside ----
+
+    def _activity(self, cpu: int) -> str:
+        return "halted" if self._loops[cpu].is_halted else self._processors.activity(self.vcpus[cpu])
 
     def _own(self, memory: GuestMemory) -> GuestMemory:
         return self._resources.enter_context(memory)

@@ -466,8 +466,7 @@ class Machine(Rewindable):
     def _look_at(self, loop: RunLoop, stop: Stop | None) -> CpuResult:
         loop.settle()
         vcpu = self.vcpus[loop.id]
-        activity = "halted" if loop.is_halted else self._processors.activity(vcpu)
-        return CpuResult(loop.id, stop, activity, vcpu.get_regs(), vcpu.get_sregs())
+        return CpuResult(loop.id, stop, self._activity(loop.id), vcpu.get_regs(), vcpu.get_sregs())
 
     def _is_idle(self) -> bool:
         """Return whether no CPU will do anything any more; called on the first one's thread, at a tick."""

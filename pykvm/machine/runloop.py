@@ -248,19 +248,9 @@ class RunLoop:
                 return  # a device raised instead of answering: there is nothing to finish the instruction with
             if exit is None:
                 return
-            with self._control.lock:
-                self._note(exit)
-                self.handle(exit)
+            self.take(exit)
 
     # ---- one entry at a time: see ``slowmotion`` ----
-
-    def inject(self, *, entered: bool, is_woken: bool) -> int | None:
-        """Hand the CPU an interrupt if one waits and can be taken; return its vector.
-
-        ``entered`` says whether the vCPU has been in KVM_RUN since its registers were set, ``is_woken`` that it was
-        halted, and can take one whatever the last exit has said.
-        """
-        return self._inject(entered, is_woken=is_woken)
 
     def enter_once(self) -> Exit:
         """Enter the guest once and return the exit, which nobody has heard of yet."""
@@ -338,7 +328,7 @@ class RunLoop:
                     return stop
                 continue
             if injects:
-                self._inject(entered)
+                self.inject(entered)
             for tell in enters:
                 tell(id)
             exit = run()
@@ -376,10 +366,12 @@ class RunLoop:
                 return stop
         return None
 
-    def _inject(self, entered: bool, *, is_woken: bool = False) -> int | None:
-        """Hand the CPU an interrupt if one waits and the CPU can take it, or have KVM say when it can.
+    def inject(self, entered: bool, *, is_woken: bool = False) -> int | None:
+        """Hand the CPU an interrupt if one waits and can be taken, and return its vector; or have KVM say when it can.
 
-        See: api.rst, KVM_INTERRUPT and request_interrupt_window. After an injection there may be one more waiting.
+        ``entered`` says whether the vCPU has been in KVM_RUN since its registers were set, ``is_woken`` that it was
+        halted, and can take one whatever the last exit has said. After an injection there may be one more waiting.
+        See: api.rst, KVM_INTERRUPT and request_interrupt_window.
         """
         source, vcpu = self._interrupts, self._vcpu
         vector = None

@@ -215,7 +215,7 @@ class SlowMotion:
         loop, ticks = self._parts.loops[cpu], 0
         for _ in range(MOST_PARTS):
             if happened.vector is None and happened.exception is None and not happened.exits:
-                happened.vector = loop.inject(entered=self._entered[cpu], is_woken=happened.is_woken)
+                happened.vector = loop.inject(self._entered[cpu], is_woken=happened.is_woken)
             happened.is_touched |= happened.vector is not None
             if happened.vector is None and happened.exception is None and self._executes(cpu, wanted, happened):
                 return
