@@ -31,6 +31,11 @@ __all__ = ["FORMATS", "Format", "Source", "find_format"]
 
 ASSEMBLY_SUFFIXES = (".S", ".s")
 
+# Without these a file is none of those, and their modules need not be loaded to find that out.
+MULTIBOOT_MARK, MULTIBOOT_SEARCHED = (0x1BADB002).to_bytes(4, "little"), 8192
+LINUX_MARK = b"Linux version "
+PVH_MARK = b"Xen\0"
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -85,9 +90,11 @@ def _open_assembly(source: Source) -> Image:
 
 
 def _is_multiboot(source: Source) -> bool:
+    if source.mode is not None or source.load is not None or MULTIBOOT_MARK not in source.data[:MULTIBOOT_SEARCHED]:
+        return False
     from pykvm.boot.multiboot import find_header
 
-    return source.mode is None and source.load is None and find_header(source.data) is not None
+    return find_header(source.data) is not None
 
 
 def _open_multiboot(source: Source) -> Image:
@@ -120,10 +127,12 @@ def _open_linux(source: Source, is_64: bool | None) -> Image:
 
 
 def _is_vmlinux(source: Source) -> bool:
+    is_elf64 = _is_elf(source) and source.data[4:5] == b"\2"
+    if source.mode is not None or not is_elf64 or LINUX_MARK not in source.data:
+        return False
     from pykvm.boot.linux import linux_version
 
-    is_elf64 = _is_elf(source) and source.data[4:5] == b"\2"
-    return source.mode is None and is_elf64 and linux_version(source.data) is not None
+    return linux_version(source.data) is not None
 
 
 def _open_vmlinux(source: Source) -> Image:
@@ -134,9 +143,11 @@ def _open_vmlinux(source: Source) -> Image:
 
 
 def _is_pvh(source: Source) -> bool:
+    if source.mode is not None or not _is_elf(source) or PVH_MARK not in source.data:
+        return False
     from pykvm.boot.pvh import pvh_entry
 
-    return source.mode is None and _is_elf(source) and pvh_entry(source.data) is not None
+    return pvh_entry(source.data) is not None
 
 
 def _open_pvh(source: Source) -> Image:

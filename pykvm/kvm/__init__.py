@@ -4,6 +4,7 @@
 Documentation/virt/kvm/api.rst. Leaves out every comfort: ``pykvm.Machine`` has that.
 """
 
+from pykvm.kvm.calls import CallLog, IoctlCall, OtherCall
 from pykvm.kvm.capabilities import CAPABILITIES, Capability, survey
 from pykvm.kvm.constants import (
     Cap,
@@ -46,7 +47,6 @@ from pykvm.kvm.exits import (
     Unknown,
     Wrmsr,
 )
-from pykvm.kvm.logged import CallLog, IoctlCall, OtherCall
 from pykvm.kvm.msr_filter import MsrFilterRange
 from pykvm.kvm.routing import IrqchipRoute, MsiRoute, Route
 from pykvm.kvm.stats import Statistic, StatKind, StatsFd, StatUnit

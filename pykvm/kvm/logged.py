@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import MalformedExitError
-from pykvm.kvm.calls import Calls
+from pykvm.kvm.calls import CallLog, Calls, IoctlCall, OtherCall
 from pykvm.kvm.constants import ExitReason
 from pykvm.kvm.decoding import (
     Direction,
@@ -36,47 +35,9 @@ from pykvm.kvm.exits import Exit, Hypercall, IoIn, MmioRead, Rdmsr, decode
 if TYPE_CHECKING:
     from pykvm._shim import CData
 
-__all__ = ["CallLog", "IoctlCall", "LoggedCalls", "OtherCall"]
+__all__ = ["LoggedCalls"]
 
 _UNTOUCHED = -2  # a descriptor that no system call returns
-
-
-@dataclass(frozen=True, slots=True)
-class IoctlCall:
-    """An ioctl: of which descriptor (``kvm``, ``vm``, ``vcpu 0``), its name, and its argument before and after.
-
-    ``after`` is None unless the kernel wrote the argument, and ``before`` None unless it reads it. ``result`` is what
-    it returned, or a negative errno; ``created`` what the descriptor is called that it returned. Of KVM_RUN, ``before``
-    is what ``struct kvm_run`` carries in, and ``exit`` what it carries out.
-    """
-
-    descriptor: str
-    name: str
-    before: Value | None
-    result: int
-    after: Value | None = None
-    created: str = ""
-    exit: Exit | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OtherCall:
-    """Another system call: ``open``, ``close``, ``mmap`` or ``munmap``.
-
-    ``arguments`` are numbers, or a path, or, in the place of a descriptor, what it is called.
-    """
-
-    name: str
-    arguments: tuple[int | str, ...]
-    result: int
-    created: str = ""
-
-
-class CallLog(Protocol):
-    """Who is told of system calls."""
-
-    def call(self, call: IoctlCall | OtherCall) -> None:
-        """Take note of ``call``, which has returned. From any thread; it must not raise."""
 
 
 class LoggedCalls:

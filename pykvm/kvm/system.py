@@ -16,10 +16,9 @@ from typing import Self
 
 from pykvm._shim import ffi, lib
 from pykvm.errors import KvmError, KvmUnavailableError
-from pykvm.kvm.calls import Calls
+from pykvm.kvm.calls import CallLog, Calls
 from pykvm.kvm.constants import Cap
 from pykvm.kvm.descriptor import Descriptor, check_error, kernel_values
-from pykvm.kvm.logged import CallLog, LoggedCalls
 from pykvm.kvm.structs import CpuidEntry, from_c
 from pykvm.kvm.vm import Vm
 
@@ -39,7 +38,7 @@ class Kvm(Descriptor):
 
         Raises: KvmUnavailableError, which says why and what to do about it.
         """
-        calls: Calls = lib if log is None else LoggedCalls(log)
+        calls: Calls = lib if log is None else _logged(log)
         fd = calls.pykvm_open(path.encode())
         if fd < 0:
             raise why_unavailable(path, -fd)
@@ -104,6 +103,12 @@ class Kvm(Descriptor):
             fd = self.calls.pykvm_create_vm(self._fd, type)
         check_error(fd, "KVM_CREATE_VM", f"type={type}")
         return Vm(fd, self.get_vcpu_mmap_size(), self.calls)
+
+
+def _logged(log: CallLog) -> Calls:
+    from pykvm.kvm.logged import LoggedCalls  # with all that decodes what a call was given
+
+    return LoggedCalls(log)
 
 
 def why_unavailable(path: str, error: int) -> KvmUnavailableError:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 from pykvm.kvm import Exit
 from pykvm.machine.controllers import has_taken_interrupts, look_at_controllers
 from pykvm.machine.diagnosis import remark
-from pykvm.machine.interrupts import IrqchipKind
 from pykvm.machine.report import report
 from pykvm.machine.result import CpuResult
 from pykvm.machine.scene import Scene
-from pykvm.machine.stop import Crashed, Halted, Interrupted, Stop, TimedOut
+from pykvm.machine.stop import Halted, Stop
 
 if TYPE_CHECKING:
     from pykvm.boot import Image
@@ -35,16 +34,14 @@ def explain(
 ) -> tuple[str, str]:
     """Return the report and the note on ``machine``, which stands still: see ``RunResult``. At most one is not empty.
 
-    ``stop`` is why the run ended, by ``cpu``'s doing, after ``exits`` exits and ``duration`` seconds.
+    ``stop`` is why the run ended, by ``cpu``'s doing, after ``exits`` exits and ``duration`` seconds: a HLT gets a note
+    at most, all else a report.
     """
-    may_be_odd = isinstance(stop, Halted) and machine.interrupts.kind is not IrqchipKind.NONE
-    if not isinstance(stop, Crashed | TimedOut | Interrupted) and not may_be_odd:
-        return "", ""
     vcpu, guilty = machine.vcpus[cpu], cpus[cpu]
     scene = Scene(
         *(stop, guilty.registers, guilty.sregs, machine.memory, last_exits, exits, duration, image, cpu, cpus),
         *(vcpu.get_vcpu_events(), look_at_controllers(machine.interrupts, machine.vm, vcpu)),
     )
-    if not may_be_odd:
+    if not isinstance(stop, Halted):
         return report(scene), ""
     return "", "" if has_taken_interrupts(vcpu) else remark(scene)

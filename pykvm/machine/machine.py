@@ -14,15 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pykvm.boot import Image, Platform, flat_image, open_image
 from pykvm.devices import Unclaimed
 from pykvm.errors import ClosedError, ConfigurationError, GuestMemoryError, ImageError, InUseError, PykvmError
 from pykvm.kvm import CallLog, Regs
-from pykvm.machine.assist import Assist, require_unicorn
 from pykvm.machine.control import TICK
-from pykvm.machine.explaining import explain
 from pykvm.machine.hardware import Outside, to_dirty
 from pykvm.machine.interrupts import IrqchipKind, to_irqchip
 from pykvm.machine.journal import Journal
@@ -31,10 +29,13 @@ from pykvm.machine.output import OutputLog
 from pykvm.machine.result import CpuResult, RunResult
 from pykvm.machine.rewinding import Rewindable
 from pykvm.machine.runloop import DeferredInterrupt, RunLoop
-from pykvm.machine.stop import Breakpoint, Stop, Stopped
+from pykvm.machine.stop import Breakpoint, Stop, Stopped, wants_words
 from pykvm.memory import GuestMemory, layout
 from pykvm.units import GiB, format_size
 from pykvm.x86 import Cpuid, CpuState, Mode, format_registers, set_up, to_mode
+
+if TYPE_CHECKING:
+    from pykvm.machine.assist import Assist
 
 __all__ = ["DEFAULT_TIMEOUT", "Machine"]
 
@@ -94,6 +95,8 @@ class Machine(Rewindable):
             ioctls,
         )
         if assist:
+            from pykvm.machine.assist import require_unicorn
+
             require_unicorn()
         super().__init__(memory, to_irqchip(irqchip), cpus, cpuid, outside, devices, to_dirty(dirty), rom)
         self.assist = self._make_assist() if assist else None
@@ -216,7 +219,11 @@ class Machine(Rewindable):
         with self.lock:
             self._tell(self._observers, "stopped", stop)
         last_exits = self._last_exits.exits(cpu)
-        text, note = explain(self, stop, cpu, cpus, last_exits, exits, duration, self._image)
+        text = note = ""
+        if wants_words(stop, has_interrupts=self.interrupts.kind is not IrqchipKind.NONE):
+            from pykvm.machine.explaining import explain  # which is half of this layer, and most runs end well
+
+            text, note = explain(self, stop, cpu, cpus, last_exits, exits, duration, self._image)
         if self.assist is not None:
             text += self.assist.remark(stop)
         output = self._serial_log.output(), self._debugcon_log.output()
@@ -350,6 +357,8 @@ class Machine(Rewindable):
             raise InUseError("this machine is running: stop() it, and set it up when run() has returned")
 
     def _make_assist(self) -> Assist:
+        from pykvm.machine.assist import Assist
+
         assist = Assist(self.vcpus, self.memory, self._debugger)
         self._resources.callback(assist.close)
         self._handlers.assist, self._handlers.debug = assist.finish, assist.on_debug

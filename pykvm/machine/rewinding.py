@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pykvm.boot import Image
 from pykvm.errors import ConfigurationError, InUseError
@@ -17,9 +18,11 @@ from pykvm.machine.hardware import Hardware
 from pykvm.machine.journal import Journal
 from pykvm.machine.observer import LastExits
 from pykvm.machine.output import OutputLog
-from pykvm.machine.slowmotion import SlowMotion
 from pykvm.machine.snapshot import Snapshot
 from pykvm.machine.snapshotter import Parts, Snapshotter
+
+if TYPE_CHECKING:
+    from pykvm.machine.slowmotion import SlowMotion
 
 __all__ = ["Rewindable"]
 
@@ -77,6 +80,8 @@ class Rewindable(Hardware):
         """
         if self._journal is not None:
             raise ConfigurationError("a machine whose run is being recorded cannot go back: record it without stepping")
+        from pykvm.machine.slowmotion import SlowMotion
+
         with self._standing_still("stepped"):
             return SlowMotion(self._parts(), self._get_snapshotter().devices, self._being_stepped)
 

@@ -25,6 +25,7 @@ __all__ = [
     "Stopped",
     "TimedOut",
     "exit_status",
+    "wants_words",
 ]
 
 
@@ -137,6 +138,11 @@ Stop = (
     | Stopped
     | Interrupted
 )
+
+
+def wants_words(stop: Stop, *, has_interrupts: bool) -> bool:
+    """Return whether ``stop`` is to be reported on: trouble, and a HLT where an interrupt could have ended it."""
+    return isinstance(stop, Crashed | TimedOut | Interrupted) or (isinstance(stop, Halted) and has_interrupts)
 
 
 def exit_status(stop: Stop) -> int:

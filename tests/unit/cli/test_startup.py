@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from pykvm.boot.assembler import build_text
 
 HEAVY = (
     "capstone",
@@ -30,6 +33,28 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize("statement", ["import pykvm", "from pykvm import Machine", "from pykvm import Kvm"])
 def test_importing_pykvm_loads_no_library_that_is_needed_later(statement: str) -> None:
     assert not loaded_by(statement) & set(HEAVY)
+
+
+LATER = {
+    "pykvm.boot.dwarf",
+    "pykvm.boot.linux",
+    "pykvm.boot.multiboot",
+    "pykvm.kvm.decoding",
+    "pykvm.machine.assist",
+    "pykvm.machine.report",
+    "pykvm.machine.slowmotion",
+    "pykvm.x86.faults",
+    "pykvm.x86.operands",
+}
+
+
+def test_a_machine_loads_nothing_that_is_for_crashes_stepping_or_kernels(tmp_path: Path) -> None:
+    guest = tmp_path / "guest"
+    build_text(".globl _start\n_start: hlt\n", guest)
+    assert (
+        not loaded_by(f"from pykvm import Machine; from pykvm.boot import open_image; open_image({str(guest)!r})")
+        & LATER
+    )
 
 
 def test_importing_pykvm_alone_loads_none_of_its_layers() -> None:
